@@ -1,0 +1,86 @@
+//! The command line: words in, one library call, words out.
+//!
+//! ```text
+//! mod       parse, run, exit code
+//! output    reports as text or JSON, errors as one sentence with their causes
+//! size      "50G", "1.5T", "4096"
+//! one file per command: fill options, call one operation, render one report
+//! ```
+//!
+//! Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is corrupt or does not
+//! match; 4 no space; 5 timed out waiting for someone else.
+
+mod attach;
+mod base;
+mod create;
+mod extract;
+mod info;
+mod output;
+mod overlay;
+mod prepare;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::ErrorKind;
+pub(crate) use output::Output;
+
+/// One compressed image archive in, any number of thin VM disks out.
+#[derive(Debug, Parser)]
+#[command(name = "disk-engine", version, about, max_term_width = 100)]
+struct Arguments {
+    /// Print the report (and any error) as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Prepare(prepare::Arguments),
+    Extract(extract::Arguments),
+    Base(base::Arguments),
+    Overlay(overlay::Arguments),
+    Create(create::Arguments),
+    Info(info::Arguments),
+    Attach(attach::Arguments),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Printing help into a closed pipe is a normal ending.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let output = Output::new(arguments.json);
+    let outcome = match arguments.command {
+        Command::Prepare(arguments) => prepare::run(arguments, &output),
+        Command::Extract(arguments) => extract::run(arguments, &output),
+        Command::Base(arguments) => base::run(arguments, &output),
+        Command::Overlay(arguments) => overlay::run(arguments, &output),
+        Command::Create(arguments) => create::run(arguments, &output),
+        Command::Info(arguments) => info::run(arguments, &output),
+        Command::Attach(arguments) => attach::run(arguments, &output),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(match error.kind() {
+                ErrorKind::InvalidInput => 2,
+                ErrorKind::Corrupt | ErrorKind::Mismatch => 3,
+                ErrorKind::NoSpace => 4,
+                ErrorKind::Busy => 5,
+                _ => 1,
+            })
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Reports and errors, as text for a person or as JSON for a program.
+//!
+//! Reports go to standard output, everything else to standard error. A closed pipe is a normal
+//! ending: nobody is left to read, so nothing is said.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where a command says what it did.
+#[derive(Debug)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether progress may be drawn: a person is watching and no program is parsing.
+    pub(crate) fn draws_progress(&self) -> bool {
+        !self.json && io::stderr().is_terminal()
+    }
+
+    /// Prints a report: `text` for a person, `value` as JSON.
+    pub(crate) fn report(&self, value: &impl Serialize, text: &str) -> Result<()> {
+        let mut line = if self.json {
+            serde_json::to_string_pretty(value).map_err(|error| {
+                Error::new(ErrorKind::Io, "render the report as JSON").with_source(error)
+            })?
+        } else {
+            text.to_owned()
+        };
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::io("write to", "standard output", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A remark for a person, on standard error; silent with `--json`.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.json {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// Prints an error and the chain of its causes to standard error.
+    pub(crate) fn error(&self, error: &Error) {
+        let mut causes = Vec::new();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        let text = if self.json {
+            let value = serde_json::json!({
+                "error": {
+                    "code": error.kind().code(),
+                    "message": error.message(),
+                    "path": error.path().map(|path| path.to_string_lossy()),
+                    "field": error.field(),
+                    "offset": error.offset(),
+                    "hint": error.hint(),
+                    "errno": error.io_error().and_then(io::Error::raw_os_error),
+                    "causes": causes,
+                }
+            });
+            value.to_string()
+        } else {
+            std::iter::once(error.to_string()).chain(causes).collect::<Vec<_>>().join(": ")
+        };
+        let prefix = if self.json { "" } else { "disk-engine: " };
+        let _ = writeln!(io::stderr(), "{prefix}{text}");
+    }
+}

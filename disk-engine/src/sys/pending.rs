@@ -1,0 +1,411 @@
+//! A new file that nobody sees until it is whole.
+//!
+//! ```text
+//! Existing::Refuse   O_TMPFILE in the destination's folder ── write ── linkat ──▶ destination
+//!                    no name until the link: a killed process leaves nothing
+//! otherwise          .NAME.16 hex digits.partial, flocked   ── write ── rename ──▶ destination
+//!                    a killed process leaves a file whose lock is free: `sweep` removes it
+//! ```
+//!
+//! The named form also serves file systems without `O_TMPFILE` and machines without `/proc`. A
+//! temporary's age says nothing about it, only its lock does.
+//!
+//! Callers: `overlay` and `ops::create` (new images), `ops::extract`, `cache`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::random;
+
+/// What to do when something already stands under the destination's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// Fail with [`ErrorKind::AlreadyExists`] and leave it alone.
+    #[default]
+    Refuse,
+    /// Put the new file in its place, in one step, once the new one is whole.
+    Replace,
+}
+
+/// How hard to try to have written data on the medium before reporting success.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Not at all: the page cache survives a killed process, and that is enough for a test VM.
+    #[default]
+    None,
+    /// The file is synced before it gets its name, and its folder afterwards.
+    Full,
+}
+
+/// A file being made. Dropped before [`PendingFile::publish`], it never existed.
+#[derive(Debug)]
+pub struct PendingFile {
+    destination: PathBuf,
+    existing: Existing,
+    mode: u32,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Unnamed(File),
+    Named(Temporary),
+}
+
+/// The named form's file: locked while in use, unlinked when dropped.
+#[derive(Debug)]
+struct Temporary {
+    lock: FileLock,
+    path: PathBuf,
+    owner: u32,
+    keep: bool,
+}
+
+impl PendingFile {
+    /// Starts a file that will be called `destination` and have exactly the permission bits
+    /// `mode`, whatever the umask.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`] if something stands there and `existing` refuses it;
+    /// [`ErrorKind::InvalidInput`] if the path names no file; otherwise what the system says.
+    pub fn create(destination: &Path, existing: Existing, mode: u32) -> Result<Self> {
+        let destination = resolve(destination, existing)?;
+        let unnamed = match existing {
+            Existing::Refuse => open_unnamed(&destination, mode)?,
+            Existing::Replace => None,
+        };
+        let form = match unnamed {
+            Some(file) => Form::Unnamed(file),
+            None => {
+                if existing == Existing::Refuse && fs::symlink_metadata(&destination).is_ok() {
+                    return Err(already_exists(&destination));
+                }
+                Form::Named(Temporary::create(&destination)?)
+            }
+        };
+        Ok(Self { destination, existing, mode, form })
+    }
+
+    /// The file to write to, open for reading and writing.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        match &self.form {
+            Form::Unnamed(file) => file,
+            Form::Named(temporary) => temporary.lock.file(),
+        }
+    }
+
+    /// Gives the whole file its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`] if someone took the name meanwhile; otherwise what the system
+    /// says. Either way nothing of the new file is left. A failed sync is final.
+    pub fn publish(self, durability: Durability) -> Result<()> {
+        let destination = self.destination.as_path();
+        let file = self.file();
+        file.set_permissions(Permissions::from_mode(self.mode))
+            .map_err(|error| Error::io("set the permissions of", destination, error))?;
+        if durability == Durability::Full {
+            file.sync_all().map_err(|error| Error::io("sync", destination, error))?;
+        }
+        match self.form {
+            Form::Unnamed(file) => link_unnamed(&file, destination),
+            Form::Named(temporary) => temporary.publish(destination, self.existing),
+        }
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => already_exists(destination),
+            _ => Error::io("publish the finished file", destination, error),
+        })?;
+        if durability == Durability::Full {
+            sync_folder(destination)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes what killed processes left of files meant for `destination`: temporaries of its folder
+/// that carry its name and whose lock is free. Returns how many there were.
+///
+/// # Errors
+///
+/// The folder cannot be read. A temporary that cannot be opened or removed is left alone.
+pub fn sweep(destination: &Path) -> Result<usize> {
+    let (folder, name) = split(destination)?;
+    let entries =
+        fs::read_dir(folder).map_err(|error| Error::io("look for left-overs in", folder, error))?;
+    let mut removed = 0;
+    for entry in entries.flatten() {
+        if is_temporary_of(name, &entry.file_name()) && remove_if_abandoned(&entry.path()) {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes one temporary if it is a regular file nobody holds the lock of.
+pub(crate) fn remove_if_abandoned(path: &Path) -> bool {
+    let Ok(file) = open_existing(path) else { return false };
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return false;
+    }
+    match FileLock::try_acquire(file, LockMode::Exclusive) {
+        Ok(Ok(lock)) => lock.still_names(path).unwrap_or(false) && fs::remove_file(path).is_ok(),
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// Makes a name in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    let (folder, _) = split(path)?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::io("sync the folder", folder, error))
+}
+
+impl Temporary {
+    fn create(destination: &Path) -> Result<Self> {
+        let (folder, name) = split(destination)?;
+        loop {
+            let word = random::hex64()
+                .map_err(|error| Error::io("draw a random name for", destination, error))?;
+            let path = folder.join(temporary_name(name, &word));
+            let file = match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+            {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(Error::io("create a temporary file", &path, error)),
+            };
+            let locked = FileLock::try_acquire_patiently(file, LockMode::Exclusive)
+                .map_err(|error| Error::io("lock the temporary file", &path, error))?;
+            // A sweeper may see the file before its lock and take it: then it is gone, try again.
+            if let Ok(lock) = locked
+                && lock.still_names(&path).unwrap_or(false)
+            {
+                return Ok(Self { lock, path, owner: std::process::id(), keep: false });
+            }
+        }
+    }
+
+    fn publish(mut self, destination: &Path, existing: Existing) -> io::Result<()> {
+        match existing {
+            Existing::Replace => {
+                fs::rename(&self.path, destination)?;
+                self.keep = true;
+            }
+            // A link never replaces; the temporary name goes with `self`.
+            Existing::Refuse => match fs::hard_link(&self.path, destination) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    // No hard links on this file system (FAT): look, then rename.
+                    if fs::symlink_metadata(destination).is_ok() {
+                        return Err(io::ErrorKind::AlreadyExists.into());
+                    }
+                    fs::rename(&self.path, destination)?;
+                    self.keep = true;
+                }
+                outcome => outcome?,
+            },
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A forked child owns neither the name nor the lock.
+        if !self.keep && self.owner == std::process::id() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The destination as an absolute-or-relative path with a final name. When replacing, a symbolic
+/// link stays and what it points to is replaced.
+fn resolve(destination: &Path, existing: Existing) -> Result<PathBuf> {
+    split(destination)?;
+    if existing == Existing::Replace {
+        match fs::canonicalize(destination) {
+            Ok(path) => {
+                if !path.is_file() {
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        "only a regular file can be replaced",
+                    )
+                    .with_path(destination));
+                }
+                return Ok(path);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("resolve", destination, error)),
+        }
+    }
+    Ok(destination.to_path_buf())
+}
+
+fn split(destination: &Path) -> Result<(&Path, &OsStr)> {
+    // `Path::file_name` looks past a trailing slash, which says "folder" to everybody else.
+    let trailing_slash = destination.as_os_str().as_bytes().last() == Some(&b'/');
+    match destination.file_name() {
+        Some(name) if !trailing_slash => {
+            let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
+            Ok((folder.unwrap_or(Path::new(".")), name))
+        }
+        _ => {
+            Err(Error::new(ErrorKind::InvalidInput, "the path names no file")
+                .with_path(destination))
+        }
+    }
+}
+
+fn already_exists(destination: &Path) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
+        .with_path(destination)
+}
+
+/// Opens an existing file without following a link and without waiting for a FIFO's other end.
+fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+}
+
+/// An unnamed file in the destination's folder; `None` where such files cannot be made or named.
+fn open_unnamed(destination: &Path, mode: u32) -> Result<Option<File>> {
+    static PROC: OnceLock<bool> = OnceLock::new();
+    if !*PROC.get_or_init(|| Path::new("/proc/self/fd").is_dir()) {
+        return Ok(None);
+    }
+    let (folder, _) = split(destination)?;
+    match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(mode | 0o200)
+        .custom_flags(OFlag::O_TMPFILE.bits())
+        .open(folder)
+    {
+        Ok(file) => Ok(Some(file)),
+        // Kernels and file systems without O_TMPFILE answer with one of these.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::Unsupported
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("create a file in", folder, error)),
+    }
+}
+
+fn link_unnamed(file: &File, destination: &Path) -> io::Result<()> {
+    let source = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    nix::unistd::linkat(AT_FDCWD, &source, AT_FDCWD, destination, AtFlags::AT_SYMLINK_FOLLOW)
+        .map_err(io::Error::from)
+}
+
+/// Longest part of a destination's name that goes into a temporary's: 255 bytes are all a name
+/// may have, and 26 are ours.
+const STEM_MAX: usize = 200;
+
+fn stem(name: &OsStr) -> &[u8] {
+    let bytes = name.as_bytes();
+    bytes.get(..STEM_MAX).unwrap_or(bytes)
+}
+
+fn temporary_name(name: &OsStr, word: &str) -> OsString {
+    OsString::from_vec([b".", stem(name), b".", word.as_bytes(), b".partial"].concat())
+}
+
+fn is_temporary_of(name: &OsStr, candidate: &OsStr) -> bool {
+    candidate
+        .as_bytes()
+        .strip_prefix(b".")
+        .and_then(|rest| rest.strip_prefix(stem(name)))
+        .and_then(|rest| rest.strip_prefix(b"."))
+        .and_then(|rest| rest.strip_suffix(b".partial"))
+        .is_some_and(|word| word.len() == 16 && word.iter().all(u8::is_ascii_hexdigit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_there_before_publish_and_everything_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let pending = PendingFile::create(&path, Existing::Refuse, 0o600).unwrap();
+        pending.file().write_all(b"content").unwrap();
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+        pending.publish(Durability::Full).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"content");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_dropped_replacement_leaves_the_old_file_and_no_debris() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, b"old").unwrap();
+        let pending = PendingFile::create(&path, Existing::Replace, 0o600).unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        drop(pending);
+        assert_eq!(names(folder.path()), ["disk"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_taken_name_is_refused_at_publish_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let pending = PendingFile::create(&path, Existing::Refuse, 0o600).unwrap();
+        fs::write(&path, b"someone else").unwrap();
+        let error = pending.publish(Durability::None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"someone else");
+    }
+
+    #[test]
+    fn the_sweep_takes_what_is_abandoned_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(folder.path().join(".disk.0123456789abcdef.partial"), b"x").unwrap();
+        fs::write(folder.path().join(".other.0123456789abcdef.partial"), b"x").unwrap();
+        fs::write(folder.path().join(".disk.notes.partial"), b"x").unwrap();
+        let live = PendingFile::create(&path, Existing::Replace, 0o600).unwrap();
+        assert_eq!(sweep(&path).unwrap(), 1);
+        assert_eq!(names(folder.path()).len(), 3);
+        live.publish(Durability::None).unwrap();
+        assert!(path.is_file());
+    }
+}

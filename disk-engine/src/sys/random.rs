@@ -1,0 +1,14 @@
+//! Random names: 64 bits from the kernel, so that two containers whose processes have the same
+//! small ids never pick the same one.
+
+use std::io;
+
+/// Sixteen hexadecimal digits nobody else picks.
+///
+/// # Errors
+///
+/// The kernel gives no random bytes.
+pub fn hex64() -> io::Result<String> {
+    let word = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(format!("{word:016x}"))
+}
