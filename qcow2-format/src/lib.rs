@@ -1,1 +1,52 @@
-//! The qcow2 disk image format.
+//! The qcow2 disk image format, in pure Rust: headers and new images.
+//!
+//! The specification is QEMU's `docs/interop/qcow2.txt`; names here are its names, and the docs of
+//! each item give its section.
+//!
+//! ```text
+//! bytes ─▶ raw ─▶ header, feature, extension ─▶ create ─▶ bytes
+//!          records  meaning, checked             layout, then writes
+//! ```
+//!
+//! Three kinds of trouble are told apart in [`Error`]: the storage failed, the image contradicts
+//! the specification, or the image is fine and needs something this library does not do.
+//!
+//! An overlay in memory, byte for byte what `qemu-img create -f qcow2 -b /images/base.img -F raw`
+//! would write:
+//!
+//! ```
+//! use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions};
+//! use qcow2_format::{Header, Memory};
+//!
+//! let image = CreateOptions::new(50 << 30)
+//!     .backing(BackingFile::new("/images/base.img", BackingFormat::Raw))
+//!     .plan()?;
+//! let storage = Memory::default();
+//! image.write_to(&storage)?;
+//!
+//! let header = Header::read(&storage)?;
+//! assert_eq!(header.virtual_size(), 50 << 30);
+//! assert_eq!(header.backing_file(), Some(&b"/images/base.img"[..]));
+//! # Ok::<(), qcow2_format::Error>(())
+//! ```
+//!
+//! The library knows no paths, locks or processes: it works on [`ReadAt`] and [`WriteAt`].
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod create;
+pub mod error;
+pub mod feature;
+pub mod geometry;
+pub mod header;
+pub mod io;
+
+mod raw;
+mod refcount;
+
+pub use address::{HostCluster, HostOffset};
+pub use create::CreateOptions;
+pub use error::{Error, Result};
+pub use geometry::{ClusterBits, Geometry, RefcountOrder};
+pub use header::Header;
+pub use io::{Memory, ReadAt, WriteAt};

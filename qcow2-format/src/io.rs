@@ -1,0 +1,173 @@
+//! Storage: what an image lies in. Positional, through `&self`, so that many can read at once.
+//!
+//! The library knows no paths, locks or processes: it reads and writes through these two traits,
+//! which [`std::fs::File`] and [`Memory`] implement, and a test's faulty or recording storage.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::sync::{PoisonError, RwLock};
+
+/// Storage that can be read at any offset.
+pub trait ReadAt {
+    /// Reads up to `buffer.len()` bytes at `offset`; 0 at or past the end.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads until `buffer` is full or the storage ends; returns how many bytes there were.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says; interruptions are retried.
+    fn read_full_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..)
+            && !rest.is_empty()
+        {
+            // `filled` is at most a buffer's length, which fits in u64.
+            match self.read_at(rest, offset.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+/// Storage that can be written at any offset.
+pub trait WriteAt: ReadAt {
+    /// Writes all of `data` at `offset`, growing the storage if it ends before.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says; part of `data` may have been written.
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Cuts or extends the storage; what is added reads as zeros and takes no space.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Returns once everything written so far survives a power cut.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says. A failed flush is final: the data may be lost.
+    fn flush(&self) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl WriteAt for File {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, data, offset)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+impl ReadAt for [u8] {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|start| self.get(start..)).unwrap_or(&[]);
+        let count = rest.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..count), rest.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        Ok(count)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        // A slice's length fits in 64 bits.
+        Ok(self.len() as u64)
+    }
+}
+
+/// Storage in memory.
+#[derive(Debug, Default)]
+pub struct Memory(RwLock<Vec<u8>>);
+
+impl Memory {
+    /// Storage that holds `bytes`.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(RwLock::new(bytes))
+    }
+
+    /// What the storage holds.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(ErrorKind::FileTooLarge, "more than memory can hold")
+}
+
+impl ReadAt for Memory {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_slice().read_at(buffer, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_slice().length()
+    }
+}
+
+impl WriteAt for Memory {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| too_large())?;
+        let end = start.checked_add(data.len()).ok_or_else(too_large)?;
+        let mut bytes = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if bytes.len() < end {
+            let more = end - bytes.len();
+            bytes.try_reserve(more).map_err(|_| too_large())?;
+            bytes.resize(end, 0);
+        }
+        if let Some(place) = bytes.get_mut(start..end) {
+            place.copy_from_slice(data);
+        }
+        Ok(())
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let length = usize::try_from(length).map_err(|_| too_large())?;
+        let mut bytes = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let more = length.saturating_sub(bytes.len());
+        bytes.try_reserve(more).map_err(|_| too_large())?;
+        bytes.resize(length, 0);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
