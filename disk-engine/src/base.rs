@@ -10,6 +10,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qcow2_format::Header;
+use qcow2_format::feature::IncompatibleFeatures;
+use qcow2_format::header::CryptMethod;
+
+use crate::disk::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::FileLock;
 
@@ -50,6 +55,29 @@ impl BaseImage {
         Self { path, format: BaseFormat::Raw, virtual_size, key: Some(key), _lease: Some(lease) }
     }
 
+    /// A base the caller names, in the format the caller states. A qcow2 base's own header is
+    /// checked; what it stands on in turn is not opened.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::Corrupt`] or
+    /// [`ErrorKind::Unsupported`] if it is not an image a guest could read through: damaged,
+    /// encrypted, marked corrupt.
+    pub fn open(path: impl AsRef<Path>, format: BaseFormat) -> Result<Self> {
+        let path = path.as_ref();
+        let file = chain::open_top(path)?;
+        let virtual_size = match format {
+            BaseFormat::Raw => chain::length(&file, path)?,
+            BaseFormat::Qcow2 => {
+                let header = chain::read_header(&file, path)?;
+                check_readable(&header, path)?;
+                header.virtual_size()
+            }
+        };
+        let path = fs::canonicalize(path).map_err(|error| Error::io("resolve", path, error))?;
+        Ok(Self { path, format, virtual_size, key: None, _lease: None })
+    }
+
     /// Where the base lies: absolute, without symbolic links.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -72,5 +100,22 @@ impl BaseImage {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
+    }
+}
+
+/// Refuses images whose guest content cannot be relied on, by name.
+pub(crate) fn check_readable(header: &Header, path: &Path) -> Result<()> {
+    let unusable = if header.crypt_method() != CryptMethod::None {
+        Some((ErrorKind::Unsupported, "crypt_method", "the image is encrypted"))
+    } else if header.incompatible_features().contains(IncompatibleFeatures::CORRUPT) {
+        Some((ErrorKind::Corrupt, "incompatible_features", "the image is marked corrupt"))
+    } else {
+        None
+    };
+    match unusable {
+        Some((kind, field, message)) => {
+            Err(Error::new(kind, message).with_path(path).with_field(field))
+        }
+        None => Ok(()),
     }
 }

@@ -29,7 +29,7 @@ use crate::geometry::{
 use crate::header::extension::{
     HeaderExtension, Surroundings, Table, corrupt, encode_end, parse_area, unknown_features,
 };
-use crate::io::ReadAt;
+use crate::io::{ReadAt, WriteAt};
 use crate::raw::{MAGIC, RawHeaderV2, RawHeaderV3};
 
 /// Most bytes a backing file name may have.
@@ -307,6 +307,24 @@ impl Header {
         self.backing_file = Some(backing.name.clone());
         // A name that does not fit is better known now than at the write.
         self.encode().map(|_| ())
+    }
+
+    /// Writes this header over `previous`, the one the image in `storage` has, in one call.
+    /// Whatever the previous header area held beyond the new one becomes zero.
+    ///
+    /// A killed process leaves the old or the new header, never a mixture, where the storage does
+    /// not tear a single write; a file system tears none that stays within a page of 4096 bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if the header does not fit; [`Error::Io`] from the storage.
+    pub fn replace(&self, previous: &Self, storage: &(impl WriteAt + ?Sized)) -> Result<()> {
+        let mut bytes = self.encode()?;
+        let old_length = previous.encode()?.len();
+        if bytes.len() < old_length {
+            bytes.resize(old_length, 0);
+        }
+        storage.write_all_at(&bytes, 0).map_err(Error::io("rewrite the header", 0))
     }
 
     /// Replaces the unknown extension of `extension_type`, or adds it behind the others.

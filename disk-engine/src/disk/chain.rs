@@ -1,0 +1,214 @@
+//! A chain: an image and everything it stands on, top first.
+//!
+//! ```text
+//! [0] vm.qcow2 (read-write, one VM's) ─▶ [1] layer.qcow2 (read-only, shared) ─▶ [2] base.img
+//! ```
+//!
+//! Formats are explicit: the caller states the top's, each header states the next one's. A header
+//! that names a backing file without its format is refused, because guessing would believe what
+//! a guest wrote. Callers: `ops::info`.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use qcow2_format::{Header, ReadAt};
+
+use crate::base::BaseFormat;
+use crate::disk::policy::BackingPolicy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::space;
+
+/// Chains longer than this are refused.
+pub const DEPTH_MAX: usize = 256;
+
+/// One image of a chain.
+#[derive(Debug)]
+pub struct ChainImage {
+    /// Where it lies, as its overlay or the caller names it.
+    pub path: PathBuf,
+    /// Its format, as its overlay or the caller states it.
+    pub format: BaseFormat,
+    /// Its header, if it is qcow2.
+    pub header: Option<Header>,
+    /// Size of the disk it holds, in bytes.
+    pub virtual_size: u64,
+    /// Bytes it takes on its file system.
+    pub actual_size: u64,
+}
+
+/// An image and what it stands on, as far as the policy followed.
+#[derive(Debug)]
+pub struct Chain {
+    /// The images, top first.
+    pub images: Vec<ChainImage>,
+    /// Why the last image's backing file was not followed, if it has one.
+    pub not_followed: Option<Error>,
+}
+
+impl Chain {
+    /// Opens the image at `path` for reading and follows its backing files as `policy` allows. A
+    /// backing file that is refused or gone ends the chain and is told in `not_followed`.
+    ///
+    /// # Errors
+    ///
+    /// The top image cannot be opened; an image of the chain contradicts its format; the chain
+    /// loops or is deeper than [`DEPTH_MAX`].
+    pub fn open(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<Self> {
+        let mut seen = Vec::new();
+        let mut images = Vec::new();
+        let mut next = Some((open_top(path)?, path.to_path_buf(), format));
+        let mut not_followed = None;
+        while let Some((file, path, format)) = next.take() {
+            let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
+            let identity = (metadata.dev(), metadata.ino());
+            if seen.contains(&identity) {
+                return Err(
+                    Error::new(ErrorKind::Corrupt, "the backing chain is a loop").with_path(path)
+                );
+            }
+            if seen.len() >= DEPTH_MAX {
+                return Err(Error::new(
+                    ErrorKind::Limit,
+                    format!("the backing chain is deeper than {DEPTH_MAX} images"),
+                )
+                .with_path(path));
+            }
+            seen.push(identity);
+            let image = ChainImage::read(file, path, format)?;
+            match image.backing(policy) {
+                None => {}
+                Some(Ok(backing)) => next = Some(backing),
+                Some(Err(error)) => not_followed = Some(error),
+            }
+            images.push(image);
+        }
+        Ok(Self { images, not_followed })
+    }
+}
+
+impl ChainImage {
+    fn read(file: File, path: PathBuf, format: BaseFormat) -> Result<Self> {
+        let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
+        let header = match format {
+            BaseFormat::Raw => None,
+            BaseFormat::Qcow2 => Some(read_header(&file, &path)?),
+        };
+        let virtual_size = match &header {
+            Some(header) => header.virtual_size(),
+            None => length(&file, &path)?.next_multiple_of(512),
+        };
+        Ok(Self { path, format, header, virtual_size, actual_size: space::allocated(&metadata) })
+    }
+
+    /// Opens the backing file; `None` if there is none.
+    fn backing(&self, policy: &BackingPolicy) -> Option<Result<(File, PathBuf, BaseFormat)>> {
+        let header = self.header.as_ref()?;
+        let name = header.backing_file()?;
+        Some(match backing_format(header, &self.path) {
+            Ok(format) => policy.open(&self.path, name).map(|(file, path)| (file, path, format)),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+/// The format a header states for its backing file.
+///
+/// # Errors
+///
+/// [`ErrorKind::Refused`] if it states none; [`ErrorKind::Unsupported`] if it is neither raw nor
+/// qcow2.
+pub fn backing_format(header: &Header, path: &Path) -> Result<BaseFormat> {
+    match header.backing_format() {
+        Some(b"raw") => Ok(BaseFormat::Raw),
+        Some(b"qcow2") => Ok(BaseFormat::Qcow2),
+        Some(other) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the backing file's format is \"{}\"", other.escape_ascii()),
+        )
+        .with_path(path)),
+        None => Err(Error::new(
+            ErrorKind::Refused,
+            "the image names a backing file without its format, which is never guessed",
+        )
+        .with_path(path)
+        .with_hint("rebase it with an explicit format")),
+    }
+}
+
+/// Reads and checks a qcow2 header, with the file named in every error.
+///
+/// # Errors
+///
+/// What contradicts the specification, or is not supported, or the storage's failure.
+pub fn read_header(storage: &(impl ReadAt + ?Sized), path: &Path) -> Result<Header> {
+    Header::read(storage).map_err(|error| from_format(error, path))
+}
+
+/// An error of the format library as one of ours.
+pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
+    use qcow2_format::Error as Format;
+    match error {
+        Format::Io { doing, offset, source } => Error::io(doing, path, source).with_offset(offset),
+        Format::Corrupt(field) => {
+            Error::new(ErrorKind::Corrupt, format!("not a valid qcow2 image: {field}"))
+                .with_path(path)
+                .with_field(field.field)
+                .with_offset(field.offset)
+                .with_source(field)
+        }
+        Format::Unsupported(what) => {
+            Error::new(ErrorKind::Unsupported, what.to_string()).with_path(path).with_source(what)
+        }
+        Format::Options(what) => {
+            Error::new(ErrorKind::InvalidInput, what.to_string()).with_path(path).with_source(what)
+        }
+        other => Error::new(ErrorKind::Io, other.to_string()).with_path(path),
+    }
+}
+
+/// Length in bytes of a regular file or a block device.
+pub(crate) fn length(file: &File, path: &Path) -> Result<u64> {
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    if metadata.file_type().is_block_device() {
+        let mut device = file;
+        return device
+            .seek(SeekFrom::End(0))
+            .map_err(|error| Error::io("find the end of the device", path, error));
+    }
+    Ok(metadata.len())
+}
+
+/// Opens a file the caller names, for reading: a regular file or a block device.
+pub(crate) fn open_top(path: &Path) -> Result<File> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(|error| Error::io("open", path, error))?;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "an image is a regular file or a block device",
+        )
+        .with_path(path));
+    }
+    Ok(file)
+}
+
+/// The format `file` seems to have, for a file the caller itself names on a command line. Never
+/// for a backing file: what a guest wrote into a raw disk decides nothing.
+///
+/// # Errors
+///
+/// The file cannot be read.
+pub fn probe_top(path: &Path) -> Result<BaseFormat> {
+    let mut magic = [0; 4];
+    let count = open_top(path)?
+        .read_full_at(&mut magic, 0)
+        .map_err(|error| Error::io("read the first bytes of", path, error))?;
+    Ok(if count == 4 && magic == *b"QFI\xfb" { BaseFormat::Qcow2 } else { BaseFormat::Raw })
+}

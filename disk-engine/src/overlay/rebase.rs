@@ -1,0 +1,85 @@
+//! A tree moved: the overlay learns its base's new place. Metadata only, in place.
+//!
+//! ```text
+//! header │ backing format │ … │ our identity │ end │ backing file name     one write,
+//!          ▲ rewritten          ▲ rewritten          ▲ rewritten            within a page
+//! ```
+//!
+//! The base must be the one the overlay was made for, as far as the overlay remembers it: another
+//! base under the same guest data is another disk. Clusters are not touched.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::base::BaseImage;
+use crate::disk::chain::{from_format, read_header};
+use crate::error::{Error, ErrorKind, Result};
+use crate::overlay::{BaseIdentity, backing_file};
+use crate::sys::image_lock;
+use crate::sys::pending::Durability;
+
+/// How to rebase.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RebaseOptions {
+    /// Name the base relative to the overlay's folder.
+    pub relative: bool,
+    /// Accept a base other than the one the overlay remembers. The guest then sees another disk.
+    pub force: bool,
+    /// How hard to sync.
+    pub durability: Durability,
+}
+
+/// What a rebase changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebaseReport {
+    /// The backing file name before, as it stood in the header.
+    pub previous: Option<Vec<u8>>,
+    /// The backing file name now.
+    pub current: Vec<u8>,
+}
+
+/// Makes the overlay at `path` name `base` as its backing file.
+///
+/// # Errors
+///
+/// [`ErrorKind::Mismatch`] if the overlay was made for another base, or `base` is larger than the
+/// overlay's disk; [`ErrorKind::Busy`] if a QEMU has the overlay open; [`ErrorKind::Corrupt`] if it
+/// is not a valid qcow2 image. The overlay is then as it was.
+pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<RebaseReport> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| Error::io("open the overlay", path, error))?;
+    let free = image_lock::lock_for_writing(&file)
+        .map_err(|error| Error::io("lock the overlay", path, error))?;
+    if !free {
+        return Err(Error::new(ErrorKind::Busy, "another program has the overlay open")
+            .with_path(path)
+            .with_hint("stop its VM first"));
+    }
+    let previous = read_header(&file, path)?;
+    let recorded = previous
+        .unknown_extension(BaseIdentity::EXTENSION_TYPE)
+        .and_then(BaseIdentity::parse)
+        .and_then(|identity| identity.difference(base));
+    if let Some(difference) = recorded
+        && !options.force
+    {
+        return Err(Error::new(ErrorKind::Mismatch, format!("the overlay {difference}"))
+            .with_path(path)
+            .with_hint("the guest would see another disk; force it if that is meant"));
+    }
+    let mut header = previous.clone();
+    let backing = backing_file(base, path, options.relative)?;
+    header.set_backing_file(&backing).map_err(|error| from_format(error, path))?;
+    header.set_unknown_extension(BaseIdentity::EXTENSION_TYPE, BaseIdentity::of(base).encode());
+    header.replace(&previous, &file).map_err(|error| from_format(error, path))?;
+    if options.durability != Durability::None {
+        file.sync_all().map_err(|error| Error::io("sync the overlay", path, error))?;
+    }
+    Ok(RebaseReport {
+        previous: previous.backing_file().map(<[u8]>::to_vec),
+        current: backing.name,
+    })
+}
