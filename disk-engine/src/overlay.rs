@@ -40,7 +40,6 @@ const DEFAULT_MODE: u32 = 0o600;
 
 impl BaseImage {
     /// Starts an overlay of this base at `path`.
-    #[must_use]
     pub fn overlay(&self, path: impl Into<PathBuf>) -> OverlayBuilder<'_> {
         OverlayBuilder {
             base: self,

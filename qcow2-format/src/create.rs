@@ -150,6 +150,13 @@ impl CreateOptions {
         }
     }
 
+    /// Another virtual size, in bytes.
+    #[must_use]
+    pub fn virtual_size(mut self, virtual_size: u64) -> Self {
+        self.virtual_size = virtual_size;
+        self
+    }
+
     /// The format's version; 3 unless said otherwise.
     #[must_use]
     pub fn version(mut self, version: Version) -> Self {

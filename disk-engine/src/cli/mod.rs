@@ -15,9 +15,11 @@ mod base;
 mod create;
 mod extract;
 mod info;
+mod options;
 mod output;
 mod overlay;
 mod prepare;
+mod rebase;
 mod size;
 
 use std::process::ExitCode;
@@ -44,6 +46,7 @@ enum Command {
     Extract(extract::Arguments),
     Base(base::Arguments),
     Overlay(overlay::Arguments),
+    Rebase(rebase::Arguments),
     Create(create::Arguments),
     Info(info::Arguments),
     Attach(attach::Arguments),
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Extract(arguments) => extract::run(arguments, &output),
         Command::Base(arguments) => base::run(arguments, &output),
         Command::Overlay(arguments) => overlay::run(arguments, &output),
+        Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Attach(arguments) => attach::run(arguments, &output),

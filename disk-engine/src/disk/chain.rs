@@ -152,18 +152,20 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
     use qcow2_format::Error as Format;
     match error {
         Format::Io { doing, offset, source } => Error::io(doing, path, source).with_offset(offset),
-        Format::Corrupt(field) => {
-            Error::new(ErrorKind::Corrupt, format!("not a valid qcow2 image: {field}"))
-                .with_path(path)
-                .with_field(field.field)
-                .with_offset(field.offset)
-                .with_source(field)
-        }
+        Format::Corrupt(field) => Error::new(ErrorKind::Corrupt, "not a valid qcow2 image")
+            .with_path(path)
+            .with_field(field.field)
+            .with_offset(field.offset)
+            .with_source(field),
         Format::Unsupported(what) => {
-            Error::new(ErrorKind::Unsupported, what.to_string()).with_path(path).with_source(what)
+            Error::new(ErrorKind::Unsupported, "the qcow2 image needs what is not supported")
+                .with_path(path)
+                .with_source(what)
         }
         Format::Options(what) => {
-            Error::new(ErrorKind::InvalidInput, what.to_string()).with_path(path).with_source(what)
+            Error::new(ErrorKind::InvalidInput, "no qcow2 image can be made like that")
+                .with_path(path)
+                .with_source(what)
         }
         other => Error::new(ErrorKind::Io, other.to_string()).with_path(path),
     }

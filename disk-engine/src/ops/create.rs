@@ -1,0 +1,41 @@
+//! `create`: a new qcow2 image under a name, whole or not at all.
+
+use std::path::Path;
+
+use qcow2_format::{CreateOptions, Header};
+
+use crate::disk::chain::from_format;
+use crate::error::Result;
+use crate::sys::pending::{Durability, Existing, PendingFile};
+
+/// How the new file is put in place.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateFileOptions {
+    /// What to do if something stands there.
+    pub existing: Existing,
+    /// How hard to sync.
+    pub durability: Durability,
+    /// The file's permission bits.
+    pub mode: u32,
+}
+
+impl Default for CreateFileOptions {
+    fn default() -> Self {
+        Self { existing: Existing::Refuse, durability: Durability::None, mode: 0o644 }
+    }
+}
+
+/// Makes the image `image` describes at `path` and returns its header.
+///
+/// # Errors
+///
+/// [`crate::ErrorKind::InvalidInput`] for options that no image can have,
+/// [`crate::ErrorKind::AlreadyExists`] if something stands there, else what the system says.
+/// Nothing is left of an image that failed.
+pub fn create(path: &Path, image: &CreateOptions, options: &CreateFileOptions) -> Result<Header> {
+    let image = image.plan().map_err(|error| from_format(error, path))?;
+    let pending = PendingFile::create(path, options.existing, options.mode)?;
+    image.write_to(pending.file()).map_err(|error| from_format(error, path))?;
+    pending.publish(options.durability)?;
+    Ok(image.header().clone())
+}
