@@ -1,5 +1,10 @@
 //! A stand-in for the transfer, until it lands: a bare image, copied block by block.
-#![allow(missing_docs, clippy::missing_errors_doc, clippy::indexing_slicing, clippy::needless_pass_by_value)]
+#![allow(
+    missing_docs,
+    clippy::missing_errors_doc,
+    clippy::indexing_slicing,
+    clippy::needless_pass_by_value
+)]
 
 use std::fs::File;
 use std::io::Read;
