@@ -28,6 +28,9 @@
 //! `KEY` is 64 hexadecimal digits; [`KeyPolicy`] says what of. All records are big-endian
 //! and carry a version and a CRC-32.
 //!
+//! Folders are made 0700, and refused only for a permission to write: who runs QEMU as another user
+//! may let it pass (`chmod o+x`) down to `bases/`.
+//!
 //! # Locks
 //!
 //! Three kinds, all advisory (`flock`), all released by the kernel when their process ends:
