@@ -181,6 +181,15 @@ impl CacheLock {
         Ok(Ok(held))
     }
 
+    /// Whether this is still the lock file others would lock.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn still_names(&self, path: &Path) -> Result<bool> {
+        self.lock.still_names(path).map_err(|error| Error::io("look at the lock", path, error))
+    }
+
     /// Whoever says that it holds the lock.
     fn holder(path: &Path) -> Option<Holder> {
         holder::read(&open::existing(path).ok()?)

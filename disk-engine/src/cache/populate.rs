@@ -189,30 +189,21 @@ impl Request<'_> {
         make: impl FnOnce(&mut Self) -> Result<Made>,
     ) -> Result<CachedBase> {
         let path = self.layout.key_lock(key);
-        let _lock = loop {
-            let lock = match self.wait_for(&path, LockMode::Exclusive, key)? {
-                Acquired::Locked(lock) => lock,
-                Acquired::Done(lease) => return Ok(self.found(*lease)),
-            };
-            match lease::look_up(self.layout, key)? {
-                Lookup::Found(lease) if self.suffices(&lease) => return Ok(self.found(*lease)),
-                Lookup::Found(lease) => {
-                    publish::harden(self.layout, &lease.manifest)?;
-                    return Ok(self.found(*lease));
-                }
-                Lookup::Absent => break lock,
-                Lookup::Damaged(_) => {
-                    publish::clear(&self.layout.base(key))?;
-                    break lock;
-                }
-                // Somebody who does not know the order of locks: let go, and try again.
-                Lookup::Contended => {
-                    drop(lock);
-                    self.waiter.breathe(&path)?;
-                }
-            }
+        let lock = match self.lock_or_find(&path, key)? {
+            Acquired::Locked(lock) => lock,
+            Acquired::Done(lease) => return Ok(self.found(*lease)),
         };
         let made = make(self)?;
+        // A cleaner that removed the lock file meanwhile let someone else in: line up again.
+        let _lock = if lock.still_names(&path)? {
+            lock
+        } else {
+            drop(lock);
+            match self.lock_or_find(&path, key)? {
+                Acquired::Locked(lock) => lock,
+                Acquired::Done(lease) => return Ok(self.found(*lease)),
+            }
+        };
         let manifest = Manifest {
             key: *key,
             virtual_size: made.report.virtual_size,
@@ -238,6 +229,34 @@ impl Request<'_> {
             Lookup::Absent | Lookup::Contended => {
                 Err(Error::new(ErrorKind::Busy, "the new base was taken away at once")
                     .with_path(self.layout.base(key)))
+            }
+        }
+    }
+
+    /// Takes the lock of the key with nothing under the base's name, or finds the base.
+    fn lock_or_find(&mut self, path: &Path, key: &CacheKey) -> Result<Acquired<Box<Lease>>> {
+        loop {
+            let lock = match self.wait_for(path, LockMode::Exclusive, key)? {
+                Acquired::Locked(lock) => lock,
+                done @ Acquired::Done(_) => return Ok(done),
+            };
+            match lease::look_up(self.layout, key)? {
+                Lookup::Found(lease) => {
+                    if !suffices(&lease, self.options.durability) {
+                        publish::harden(self.layout, &lease.manifest)?;
+                    }
+                    return Ok(Acquired::Done(lease));
+                }
+                Lookup::Absent => return Ok(Acquired::Locked(lock)),
+                Lookup::Damaged(_) => {
+                    publish::clear(&self.layout.base(key))?;
+                    return Ok(Acquired::Locked(lock));
+                }
+                // Somebody who does not know the order of locks: let go, and try again.
+                Lookup::Contended => {
+                    drop(lock);
+                    self.waiter.breathe(path)?;
+                }
             }
         }
     }
@@ -284,10 +303,6 @@ impl Request<'_> {
 
     fn find(&self, key: &CacheKey) -> Result<Option<Box<Lease>>> {
         find(self.layout, key, self.options.durability)
-    }
-
-    fn suffices(&self, lease: &Lease) -> bool {
-        suffices(lease, self.options.durability)
     }
 
     fn found(&self, lease: Lease) -> CachedBase {
