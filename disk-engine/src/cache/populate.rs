@@ -82,9 +82,12 @@ impl Request<'_> {
         let Some(path) = source.as_path().map(Path::to_path_buf) else {
             return self.by_reading(source);
         };
-        let again = || match source.member() {
-            Some(member) => Source::path(&path).with_member(member),
-            None => Source::path(&path),
+        let again = || {
+            let again = Source::path(&path).with_limits(*source.limits());
+            match source.member() {
+                Some(member) => again.with_member(member),
+                None => again,
+            }
         };
         let mut attempt = 1;
         loop {
@@ -126,23 +129,34 @@ impl Request<'_> {
         let recall = || memo::recall(layout, facts);
         let purpose = self.purpose.clone();
         let _lock: CacheLock =
-            match self.waiter.acquire(&lock, LockMode::Exclusive, &purpose, || Ok(recall()))? {
-                Acquired::Locked(lock) => lock,
-                Acquired::Done(digest) => return Ok(Learnt::Digest(digest)),
+            match self.waiter.acquire(&lock, LockMode::Exclusive, &purpose, || Ok(recall())) {
+                Ok(Acquired::Locked(lock)) => lock,
+                Ok(Acquired::Done(digest)) => return Ok(Learnt::Digest(digest)),
+                // Nothing can be made in a read-only cache, but what is there can be found.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    return self.hash(path, facts).map(Learnt::Digest);
+                }
+                Err(error) => return Err(error),
             };
         if let Some(digest) = recall() {
             return Ok(Learnt::Digest(digest));
         }
-        if !self.has_source_of_length(facts.size) {
-            return self.by_reading(source).map(Learnt::Base);
+        if self.has_source_of_length(facts.size) {
+            self.hash(path, facts).map(Learnt::Digest)
+        } else {
+            self.by_reading(source).map(Learnt::Base)
         }
+    }
+
+    /// Reads a file for its digest, and remembers it.
+    fn hash(&self, path: &Path, facts: &Facts) -> Result<Sha256Digest> {
         let started = SystemTime::now();
         let digest = memo::digest_file(path, &self.options.control)?;
         if Facts::of(path)? != Some(*facts) {
             return Err(changed(path));
         }
-        memo::remember(layout, facts, started, digest);
-        Ok(Learnt::Digest(digest))
+        memo::remember(self.layout, facts, started, digest);
+        Ok(digest)
     }
 
     /// Whether any base came from a source of this length. What cannot be read did not.
