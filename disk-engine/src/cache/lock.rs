@@ -85,10 +85,11 @@ impl<'a> Waiter<'a> {
         let mut round = 0_u32;
         loop {
             self.control.check()?;
-            let holder = match CacheLock::attempt(path, mode, purpose, round == 0)? {
-                Ok(lock) => return Ok(Acquired::Locked(lock)),
-                Err(holder) => holder,
-            };
+            let holder =
+                match CacheLock::attempt(open_lock(path)?, path, mode, purpose, round == 0)? {
+                    Ok(lock) => return Ok(Acquired::Locked(lock)),
+                    Err(holder) => holder,
+                };
             self.tell(holder, round);
             self.pause(path, &mut pause)?;
             if let Some(done) = done()? {
@@ -153,14 +154,15 @@ impl<'a> Waiter<'a> {
 }
 
 impl CacheLock {
-    /// One try; `Err` says who is ahead, as far as it is known.
+    /// One try at the file that was opened under `path`; `Err` says who is ahead, as far as it is
+    /// known.
     fn attempt(
+        file: File,
         path: &Path,
         mode: LockMode,
         purpose: &str,
         patiently: bool,
     ) -> Result<std::result::Result<Self, Option<Holder>>> {
-        let file = open_lock(path)?;
         let outcome = if patiently {
             FileLock::try_acquire_patiently(file, mode)
         } else {
@@ -367,9 +369,22 @@ mod tests {
     #[test]
     fn a_lock_file_that_lost_its_name_is_not_believed() {
         let (_folder, path) = place();
+        // Removed, or replaced, between the open and the lock.
+        for replaced in [false, true] {
+            let opened = open_lock(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            if replaced {
+                fs::write(&path, b"").unwrap();
+            }
+            let outcome = CacheLock::attempt(opened, &path, LockMode::Exclusive, "x", true);
+            assert!(matches!(outcome, Ok(Err(None))));
+        }
+        // Removed while it is held: it excludes nobody, and its release frees nobody else's.
         let lost = acquire(&path, LockMode::Exclusive, Duration::ZERO).unwrap();
+        assert!(lost.still_names(&path).unwrap());
         fs::remove_file(&path).unwrap();
         let _new = acquire(&path, LockMode::Exclusive, Duration::ZERO).unwrap();
+        assert!(!lost.still_names(&path).unwrap());
         drop(lost);
         assert!(acquire(&path, LockMode::Exclusive, Duration::ZERO).is_err());
     }
