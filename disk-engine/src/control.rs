@@ -62,7 +62,7 @@ pub enum Event {
     },
     /// The wait is over, or there was none: this caller extracts.
     Extracting {
-        /// Where the base will be.
+        /// Where the base will be; the folder, while only the source's end can tell its name.
         base: PathBuf,
     },
 }

@@ -1,1 +1,224 @@
-//! (cache)
+//! A folder of bases that many processes share: each is extracted once, and used by all.
+//!
+//! ```no_run
+//! use disk_engine::cache::ImageCache;
+//! use disk_engine::source::Source;
+//!
+//! let base = ImageCache::open("/var/tmp/bases")?.base(Source::path("disk-img.tar.zst"))?;
+//! println!("{} is there, complete, and stays while `base` lives", base.path().display());
+//! # Ok::<(), disk_engine::Error>(())
+//! ```
+//!
+//! # The folder
+//!
+//! ```text
+//! CACHE/                   0700, ours; refused if anyone else may write to it
+//! ├── CACHEDIR.TAG         tells backups to leave it out; written into an empty folder only
+//! └── v1/                  this layout; a later one is a folder of its own beside it
+//!     ├── bases/
+//!     │   ├── KEY.img      a base: raw, sparse, 0444; complete or absent
+//!     │   └── KEY.manifest what it is and how to tell it is intact; without a base it means nothing
+//!     ├── locks/
+//!     │   ├── KEY.lock     held by who makes that base; says who; never removed
+//!     │   └── length-N.lock  held by who extracts a source of N bytes
+//!     ├── sources/         remembered digests, one small file per source file
+//!     └── tmp/             what is being made, under random names, locked while it is
+//! ```
+//!
+//! `KEY` is 64 hexadecimal digits; [`KeyPolicy`] says what of. All records are big-endian
+//! and carry a version and a CRC-32.
+//!
+//! Folders are made 0700, and refused only for a permission to write: who runs QEMU as another user
+//! may let it pass (`chmod o+x`) down to `bases/`.
+//!
+//! # Locks
+//!
+//! Three kinds, all advisory (`flock`), all released by the kernel when their process ends:
+//!
+//! - A **lease** is a shared lock on a base file. Whoever uses a base holds one, in a
+//!   [`BaseImage`]. Leases never wait for each other, and nothing else is locked to find a base
+//!   that is there: eight starting VMs are not queued.
+//! - A **key lock** is held, exclusively, by whoever makes the base of that key. Others who want
+//!   the base wait for either: the lock, or the base.
+//! - A **length lock** is held by whoever extracts a file of that length: shared if the file's
+//!   digest is known, exclusively if it is being learnt. Two files of equal content have
+//!   equal lengths, so the same content is not extracted twice under two names.
+//!
+//! Someone who needs several takes the length lock first, then the key lock, then the lease. Who
+//! removes a base takes the key lock, then tries for the exclusive lock on the base file: it
+//! gets it only if no lease is held. A request may wait for the first two, with a timeout, a cancel
+//! token, and an event that says for whom; it never waits for a lease.
+//!
+//! A forked child holds nothing: it neither keeps its parent's locks when the parent releases them
+//! nor releases them by dropping its copies. One thing the kernel does not give: if the parent is
+//! killed while a child that never called `exec` lives on, the locks live on with it.
+//!
+//! Locks are advisory, so they bind programs that take them. On NFS they are emulated and work
+//! between machines, unless it is mounted with `local_lock`; a file system that has none is refused.
+//!
+//! # What holds when things go wrong
+//!
+//! - A process killed anywhere leaves at most a file in `tmp/` whose lock is free, which the next
+//!   extraction removes, and a manifest without a base. A file's age decides nothing.
+//! - A base or manifest that is truncated, damaged, writable, foreign or a planted link is made
+//!   anew, never served. Bytes changed inside a base behind the back of its modification time are
+//!   for a full verification against the manifest's checksums to find.
+//! - A base is not synced unless [`Durability::Full`] asks for it, so after a crash of the machine
+//!   it might have lost data: its manifest names the boot it was made in, and in another one it is
+//!   made anew. Where the boot cannot be told (no `/proc`), bases are always synced.
+//! - A failed extraction leaves nothing and lets the next one waiting try for itself.
+//!
+//! # Other versions
+//!
+//! The layout (`v1`), the encoding of keys, and each kind of record carry a version of their own. A
+//! program with a later layout works in its own folder and leaves this one alone; one that only
+//! knows this layout never looks outside of it. Within `v1` none of the above changes meaning; names
+//! not listed above are left alone.
+
+mod holder;
+mod key;
+mod layout;
+mod lease;
+mod lock;
+mod manifest;
+mod memo;
+mod populate;
+mod publish;
+mod record;
+
+use std::path::Path;
+use std::time::Duration;
+
+pub use key::{CacheKey, KeyPolicy};
+
+use crate::base::BaseImage;
+use crate::control::Control;
+use crate::digest::Sha256Digest;
+use crate::error::Result;
+use crate::source::Source;
+use crate::sys::pending::Durability;
+use crate::transfer::TransferReport;
+use layout::Layout;
+use lease::Lease;
+
+/// A folder of shared bases. Opening one is cheap; threads may share it or open their own.
+#[derive(Debug)]
+pub struct ImageCache {
+    layout: Layout,
+}
+
+/// How a base is wanted. The default: by content, waiting for as long as it takes.
+#[derive(Clone, Debug, Default)]
+pub struct BaseOptions {
+    /// What makes two requests ask for the same base.
+    pub policy: KeyPolicy,
+    /// How long to wait for others, in all; `None`: as long as it takes. One's own extraction does
+    /// not count.
+    pub timeout: Option<Duration>,
+    /// Whether a new base must survive a power cut.
+    pub durability: Durability,
+    /// Watches and stops the work.
+    pub control: Control,
+}
+
+/// A base, and how it came.
+#[derive(Debug)]
+pub struct CachedBase {
+    /// The base. The cache keeps it while this lives.
+    pub image: BaseImage,
+    /// How it came.
+    pub origin: Origin,
+    /// SHA-256 of the source, compressed as it was; unknown for a base under a name.
+    pub source_sha256: Option<Sha256Digest>,
+    /// Bytes of storage the base takes, holes not counted.
+    pub allocated: u64,
+}
+
+/// How a base came.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// It was there. So it is said, too, of a stream that was read and turned out to be there.
+    Hit,
+    /// Someone else was making it, and we waited.
+    Waited,
+    /// We made it.
+    Extracted(Box<TransferReport>),
+}
+
+impl ImageCache {
+    /// Opens the cache in `folder`, making it (mode 0700) if it is not there. A cache that is
+    /// complete may be read-only: what is in it can be found.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) if a folder of it belongs to someone else,
+    /// may be written to by others, or is a symbolic link; otherwise what the system says.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { layout: Layout::open(folder.as_ref())? })
+    }
+
+    /// The cache's folder: absolute, without symbolic links.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// The base that `source` holds, by content: extracted now, if nobody has done it before.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageCache::base_with`].
+    pub fn base(&self, source: impl Into<Source>) -> Result<BaseImage> {
+        self.base_with(source, &BaseOptions::default()).map(|base| base.image)
+    }
+
+    /// The base that `source` holds, as `options` want it, and how it came.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Busy`](crate::ErrorKind::Busy): someone else is making it, for longer than
+    ///   the timeout; the message says who.
+    /// - [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled): the caller cancelled.
+    /// - [`ErrorKind::Mismatch`](crate::ErrorKind::Mismatch): the source has another digest than
+    ///   was stated, or changed while it was read.
+    /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): the cache's file system cannot
+    ///   lock, or the source is of a kind this crate does not handle.
+    /// - [`ErrorKind::Refused`](crate::ErrorKind::Refused): something else stands where a lock file
+    ///   belongs.
+    /// - What extracting the source says: corrupt, not found, no space.
+    ///
+    /// Whichever it is, the cache is as it was before.
+    pub fn base_with(
+        &self,
+        source: impl Into<Source>,
+        options: &BaseOptions,
+    ) -> Result<CachedBase> {
+        populate::base(&self.layout, source.into(), options)
+    }
+}
+
+impl CachedBase {
+    fn new(lease: Lease, origin: Origin) -> Self {
+        Self {
+            source_sha256: lease.manifest.source_sha256,
+            allocated: lease.allocated,
+            image: lease.into_image(),
+            origin,
+        }
+    }
+}
+
+impl Origin {
+    /// The word for it, as reports print it.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Waited => "waited",
+            Self::Extracted(_) => "extracted",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! ```text
 //! mod       parse, run, exit code
 //! output    reports as text or JSON, errors as one sentence with their causes
+//! progress  long work, drawn for a person
 //! size      "50G", "1.5T", "4096"
 //! one file per command: fill options, call one operation, render one report
 //! ```
@@ -19,6 +20,7 @@ mod options;
 mod output;
 mod overlay;
 mod prepare;
+mod progress;
 mod rebase;
 mod size;
 

@@ -1,1 +1,66 @@
-//! (sink)
+//! Sinks: where the extents of a disk go.
+//!
+//! ```text
+//! Extent ──▶ lend() ─ memory at the disk's own alignment ─▶ filled by the source ──▶ written
+//! ```
+//!
+//! A sink lends memory instead of taking it: the source decodes into the very window that is
+//! written to the file. See [`crate::source::extent`] for the other half of the bargain.
+//!
+//! ```text
+//! raw       a sparse raw file, written by a thread of its own
+//! window    1 MiB of the disk at a time, and which of its blocks hold anything
+//! checksum  CRC-32 of what was written, extent by extent, in bounded memory
+//! ```
+//!
+//! Caller: [`crate::transfer`].
+
+mod checksum;
+pub(crate) mod raw;
+mod window;
+
+pub use checksum::ExtentSum;
+
+use crate::error::Result;
+use crate::source::extent::DiskShape;
+
+/// Something a disk can be written to, in guest order.
+pub trait ExtentSink {
+    /// A disk begins; whatever came before is taken back.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for it, or the last one could not be taken back.
+    fn begin(&mut self, shape: DiskShape) -> Result<()>;
+
+    /// Lends memory for the disk's bytes from `offset` on: at least one byte, at most `most`.
+    ///
+    /// # Errors
+    ///
+    /// What was written before failed.
+    fn lend(&mut self, offset: u64, most: u64) -> Result<&mut [u8]>;
+
+    /// The first `count` bytes of the memory lent last are the disk's.
+    ///
+    /// # Errors
+    ///
+    /// What was written before failed.
+    fn filled(&mut self, count: usize) -> Result<()>;
+
+    /// The range reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// What was written before failed.
+    fn zero(&mut self, offset: u64, length: u64) -> Result<()>;
+
+    /// The disk ends at `size`.
+    ///
+    /// # Errors
+    ///
+    /// What was written before failed.
+    fn finish(&mut self, size: u64) -> Result<()>;
+
+    /// Bytes written so far: for progress.
+    fn written(&self) -> u64;
+}

@@ -20,6 +20,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 /// How a lock excludes others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
@@ -73,6 +75,12 @@ impl FileLock {
         Self { file, owner: std::process::id() }
     }
 
+    /// Whether this process took the lock; a forked child only carries a copy of the value.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
     /// The locked file.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -97,11 +105,19 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        if self.owner == std::process::id() {
+        if self.is_ours() {
             // An unlock that fails leaves the close, which releases it as well.
             let _ = self.file.unlock();
         }
     }
+}
+
+/// Whether a failed lock means that the file system knows no locks, or its lock server is away.
+#[must_use]
+pub fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::ENOLCK, Errno::EOPNOTSUPP, Errno::ENOSYS]
+        .iter()
+        .any(|&errno| error.raw_os_error() == Some(errno as i32))
 }
 
 fn try_lock(file: &File, mode: LockMode) -> io::Result<bool> {
@@ -114,5 +130,51 @@ fn try_lock(file: &File, mode: LockMode) -> io::Result<bool> {
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(path: &Path, mode: LockMode) -> Option<FileLock> {
+        FileLock::try_acquire(crate::sys::open::lock_file(path).unwrap(), mode).unwrap().ok()
+    }
+
+    #[test]
+    fn modes_exclude_each_other_across_descriptors_of_one_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        for (held, wanted, granted) in [
+            (LockMode::Shared, LockMode::Shared, true),
+            (LockMode::Shared, LockMode::Exclusive, false),
+            (LockMode::Exclusive, LockMode::Shared, false),
+            (LockMode::Exclusive, LockMode::Exclusive, false),
+        ] {
+            let first = attempt(&path, held).unwrap();
+            assert_eq!(attempt(&path, wanted).is_some(), granted, "{held:?} then {wanted:?}");
+            drop(first);
+            assert!(attempt(&path, wanted).is_some(), "{wanted:?} after the release");
+        }
+    }
+
+    #[test]
+    fn a_replaced_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = attempt(&path, LockMode::Exclusive).unwrap();
+        assert!(lock.still_names(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!lock.still_names(&path).unwrap());
+        std::fs::write(&path, b"").unwrap();
+        assert!(!lock.still_names(&path).unwrap());
+    }
+
+    #[test]
+    fn missing_lock_support_is_told_apart() {
+        for (errno, unsupported) in [(37, true), (95, true), (38, true), (9, false), (5, false)] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_unsupported(&error), unsupported, "{error}");
+        }
     }
 }

@@ -1,15 +1,19 @@
 //! The operating system, behind one surface. Nobody else in the crate uses `nix`.
 //!
 //! ```text
+//! host      who and where we are: user, host, boot
 //! image_lock  the byte ranges QEMU locks in an image it has open
 //! lock      advisory locks on open files, and who released what
+//! open      files that may not be what their names say
 //! pending   a new file: unnamed or under a random name, published complete or not at all
 //! space     what a file takes and what its file system has left
 //! random    names nobody else picks
 //! ```
 
+pub mod host;
 pub mod image_lock;
 pub mod lock;
+pub mod open;
 pub mod pending;
 pub mod random;
 pub mod space;

@@ -25,7 +25,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::random;
+use crate::sys::{open, random};
 
 /// What to do when something already stands under the destination's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,9 +63,9 @@ enum Form {
     Named(Temporary),
 }
 
-/// The named form's file: locked while in use, unlinked when dropped.
+/// A file under a random name: locked while in use, unlinked when dropped.
 #[derive(Debug)]
-struct Temporary {
+pub(crate) struct Temporary {
     lock: FileLock,
     path: PathBuf,
     owner: u32,
@@ -92,7 +92,8 @@ impl PendingFile {
                 if existing == Existing::Refuse && fs::symlink_metadata(&destination).is_ok() {
                     return Err(already_exists(&destination));
                 }
-                Form::Named(Temporary::create(&destination)?)
+                let (folder, name) = split(&destination)?;
+                Form::Named(Temporary::create_in(folder, |word| temporary_name(name, word))?)
             }
         };
         Ok(Self { destination, existing, mode, form })
@@ -157,7 +158,7 @@ pub fn sweep(destination: &Path) -> Result<usize> {
 
 /// Removes one temporary if it is a regular file nobody holds the lock of.
 pub(crate) fn remove_if_abandoned(path: &Path) -> bool {
-    let Ok(file) = open_existing(path) else { return false };
+    let Ok(file) = open::temporary(path) else { return false };
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return false;
     }
@@ -176,12 +177,16 @@ pub(crate) fn sync_folder(path: &Path) -> Result<()> {
 }
 
 impl Temporary {
-    fn create(destination: &Path) -> Result<Self> {
-        let (folder, name) = split(destination)?;
+    /// Starts a temporary file in `folder`; `name` makes its name from sixteen random digits.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; nothing is left of it.
+    pub(crate) fn create_in(folder: &Path, name: impl Fn(&str) -> OsString) -> Result<Self> {
         loop {
             let word = random::hex64()
-                .map_err(|error| Error::io("draw a random name for", destination, error))?;
-            let path = folder.join(temporary_name(name, &word));
+                .map_err(|error| Error::io("draw a random name for a file in", folder, error))?;
+            let path = folder.join(name(&word));
             let file = match OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -193,8 +198,11 @@ impl Temporary {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(Error::io("create a temporary file", &path, error)),
             };
-            let locked = FileLock::try_acquire_patiently(file, LockMode::Exclusive)
-                .map_err(|error| Error::io("lock the temporary file", &path, error))?;
+            let locked =
+                FileLock::try_acquire_patiently(file, LockMode::Exclusive).map_err(|error| {
+                    let _ = fs::remove_file(&path);
+                    Error::io("lock the temporary file", &path, error)
+                })?;
             // A sweeper may see the file before its lock and take it: then it is gone, try again.
             if let Ok(lock) = locked
                 && lock.still_names(&path).unwrap_or(false)
@@ -204,7 +212,22 @@ impl Temporary {
         }
     }
 
-    fn publish(mut self, destination: &Path, existing: Existing) -> io::Result<()> {
+    /// The file to write to, open for reading and writing.
+    pub(crate) fn file(&self) -> &File {
+        self.lock.file()
+    }
+
+    /// Where it lies until it is published.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the file its final name, in the same file system, and releases its lock.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; nothing is left of the file then.
+    pub(crate) fn publish(mut self, destination: &Path, existing: Existing) -> io::Result<()> {
         match existing {
             Existing::Replace => {
                 fs::rename(&self.path, destination)?;
@@ -277,14 +300,6 @@ fn split(destination: &Path) -> Result<(&Path, &OsStr)> {
 fn already_exists(destination: &Path) -> Error {
     Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
         .with_path(destination)
-}
-
-/// Opens an existing file without following a link and without waiting for a FIFO's other end.
-fn open_existing(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path)
 }
 
 /// An unnamed file in the destination's folder; `None` where such files cannot be made or named.

@@ -1,0 +1,157 @@
+//! Finding a base, and holding it: the hit path, and all of it.
+//!
+//! A lease is a shared lock on the base file itself. Any number of processes hold one at a time and
+//! none waits for another; no lock file is touched. Who wants to remove a base needs the exclusive
+//! lock, so a leased base stays, and a lease dies with its process.
+//!
+//! What is found is served only if all of this holds; otherwise it is made anew:
+//!
+//! ```text
+//! base       a regular file, ours, without a permission to write, still under its name once locked
+//! manifest   a regular file, ours, intact, of this key
+//! both       the same size and modification time, and synced or made in this boot
+//! ```
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use crate::base::BaseImage;
+use crate::cache::key::CacheKey;
+use crate::cache::layout::Layout;
+use crate::cache::manifest::{self, Manifest};
+use crate::cache::record;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::host::{self, BootId};
+use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::{lock, open, space};
+
+/// How often a base may lose its name under our hands before we wait instead.
+const TRIES: usize = 8;
+
+/// What stands under a key.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// A base that can be used, and is ours to use until the lease is dropped.
+    Found(Box<Lease>),
+    /// Nothing.
+    Absent,
+    /// Something that is being removed or published at this moment.
+    Contended,
+    /// Something that cannot be trusted, and why.
+    Damaged(Error),
+}
+
+/// A base that stays while this lives.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    lock: FileLock,
+    path: PathBuf,
+    pub(crate) manifest: Manifest,
+    /// Bytes of storage the base takes.
+    pub(crate) allocated: u64,
+}
+
+impl Lease {
+    /// The base as callers know it.
+    pub(crate) fn into_image(self) -> BaseImage {
+        let Self { lock, path, manifest, .. } = self;
+        BaseImage::leased(path, manifest.virtual_size, manifest.key.to_string(), lock)
+    }
+}
+
+/// The boot we are in, asked once.
+pub(crate) fn this_boot() -> Option<BootId> {
+    static BOOT: OnceLock<Option<BootId>> = OnceLock::new();
+    *BOOT.get_or_init(host::boot)
+}
+
+/// Looks for the base of `key` and leases it.
+///
+/// # Errors
+///
+/// Only what says nothing about the base: no descriptors, no memory, no locks, failing storage.
+pub(crate) fn look_up(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
+    let path = layout.base(key);
+    for _ in 0..TRIES {
+        let file = match open::existing(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lookup::Absent),
+            Err(error) if record::untrusted(&error) => {
+                return Ok(Lookup::Damaged(
+                    damaged("no readable file stands there").with_path(&path).with_source(error),
+                ));
+            }
+            Err(error) => return Err(Error::io("open the base", &path, error)),
+        };
+        let metadata =
+            file.metadata().map_err(|error| Error::io("look at the base", &path, error))?;
+        if let Err(objection) = check_file(&metadata) {
+            return Ok(Lookup::Damaged(objection.with_path(&path)));
+        }
+        let lock = match FileLock::try_acquire_patiently(file, LockMode::Shared) {
+            Ok(Ok(lock)) => lock,
+            Ok(Err(_)) => return Ok(Lookup::Contended),
+            Err(error) if lock::is_unsupported(&error) => {
+                return Err(super::lock::unsupported(&path, error));
+            }
+            Err(error) => return Err(Error::io("lock the base", &path, error)),
+        };
+        if !lock.still_names(&path).map_err(|error| Error::io("look at the base", &path, error))? {
+            continue;
+        }
+        return Ok(match read_manifest(layout, key, &metadata) {
+            Ok(manifest) => Lookup::Found(Box::new(Lease {
+                lock,
+                path,
+                manifest,
+                allocated: space::allocated(&metadata),
+            })),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Lookup::Damaged(error),
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(Lookup::Contended)
+}
+
+/// What the file alone says.
+fn check_file(metadata: &Metadata) -> Result<()> {
+    if !metadata.is_file() {
+        return Err(damaged("no regular file stands there"));
+    }
+    if metadata.uid() != host::effective_user() {
+        return Err(damaged("the file belongs to another user"));
+    }
+    if metadata.permissions().mode() & 0o222 != 0 {
+        return Err(damaged("the file can be written to"));
+    }
+    Ok(())
+}
+
+/// What the manifest says about this very file.
+fn read_manifest(layout: &Layout, key: &CacheKey, base: &Metadata) -> Result<Manifest> {
+    let path = layout.manifest(key);
+    let wrong = |message| damaged(message).with_path(&path);
+    let bytes = record::read_file(manifest::KIND, &path)?
+        .ok_or_else(|| wrong("the base has no manifest"))?;
+    let manifest = Manifest::parse(&bytes).map_err(|error| error.or_path(&path))?;
+    if manifest.key != *key {
+        return Err(wrong("the manifest is that of another base"));
+    }
+    if manifest.virtual_size != base.len() {
+        return Err(wrong("the base has another size than its manifest says"));
+    }
+    if (manifest.modified, 0) != (base.mtime(), base.mtime_nsec()) {
+        return Err(wrong("the base was modified after it was made"));
+    }
+    if manifest.boot.is_some() && manifest.boot != this_boot() {
+        return Err(wrong("the base was never synced, and the machine was restarted since"));
+    }
+    Ok(manifest)
+}
+
+fn damaged(message: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, message)
+}

@@ -1,0 +1,57 @@
+//! Progress of long work, drawn on standard error while a person is watching.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::Output;
+use crate::control::{Control, Event};
+
+/// A control that draws what happens, or one that tells nobody if nobody is watching. The drawing
+/// goes when the guard is dropped.
+pub(crate) fn draw(output: &Output) -> (Control, Drawing) {
+    if !output.draws_progress() {
+        return (Control::new(), Drawing(None));
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let drawing = Drawing(Some(bar.clone()));
+    (Control::new().with_observer(move |event| show(&bar, event)), drawing)
+}
+
+/// What is drawn, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Drawing(Option<ProgressBar>);
+
+impl Drop for Drawing {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn show(bar: &ProgressBar, event: &Event) {
+    match event {
+        Event::Waiting { holder: Some(holder) } => bar.set_message(format!("waiting for {holder}")),
+        Event::Waiting { holder: None } => bar.set_message("waiting for someone else"),
+        Event::Extracting { .. } => bar.set_message("extracting"),
+        Event::Progress { source_bytes, source_length, .. } => {
+            if let Some(length) = source_length
+                && bar.length() != Some(*length)
+            {
+                bar.set_style(style());
+                bar.set_length(*length);
+            }
+            bar.set_position(*source_bytes);
+        }
+    }
+}
+
+fn style() -> ProgressStyle {
+    // The template is ours and parses; the default style would do as well.
+    ProgressStyle::with_template(
+        "{wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left {msg}",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,88 @@
+//! Extract: one source into one sparse raw file of the caller's choosing.
+//!
+//! ```text
+//! sweep left-overs ─▶ unnamed or temporary file ─▶ extract_into ─▶ publish under its name
+//! ```
+//!
+//! The name appears once the source was read and verified to its last byte, or never. Callers: the
+//! command line, and anybody who wants a disk without a cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::control::Control;
+use crate::digest::Sha256Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::Source;
+use crate::sys::pending::{self, Durability, Existing, PendingFile};
+use crate::transfer::{TransferOptions, TransferReport, extract_into};
+
+/// How to extract.
+#[derive(Clone, Debug)]
+pub struct ExtractOptions {
+    /// What to do when the destination exists.
+    pub existing: Existing,
+    /// How hard to try to have the disk on the medium.
+    pub durability: Durability,
+    /// Permission bits of the file, whatever the umask.
+    pub mode: u32,
+    /// What the source's bytes, as they are given, must hash to.
+    pub expected_sha256: Option<Sha256Digest>,
+    /// Stops and watches the work.
+    pub control: Control,
+}
+
+impl Default for ExtractOptions {
+    fn default() -> Self {
+        Self {
+            existing: Existing::Refuse,
+            durability: Durability::None,
+            mode: 0o644,
+            expected_sha256: None,
+            control: Control::new(),
+        }
+    }
+}
+
+/// What was extracted, and how long it took.
+#[derive(Clone, Debug)]
+pub struct ExtractReport {
+    /// The file that was made.
+    pub destination: PathBuf,
+    /// What is in it.
+    pub transfer: TransferReport,
+    /// Wall time from the first byte to the published name.
+    pub elapsed: Duration,
+}
+
+/// Extracts `source` to `destination`.
+///
+/// # Errors
+///
+/// [`ErrorKind::AlreadyExists`] unless told to replace; otherwise as [`extract_into`] and the
+/// operating system say. Nothing is left behind, and what stood there still stands.
+pub fn extract(
+    source: Source,
+    destination: &Path,
+    options: &ExtractOptions,
+) -> Result<ExtractReport> {
+    let start = Instant::now();
+    if options.existing == Existing::Refuse && fs::symlink_metadata(destination).is_ok() {
+        // Publishing would find out too, after all the work.
+        return Err(Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
+            .with_path(destination));
+    }
+    // What cannot be removed is in nobody's way.
+    let _ = pending::sweep(destination);
+    let pending = PendingFile::create(destination, options.existing, options.mode)?;
+    let transfer_options = TransferOptions {
+        expected_sha256: options.expected_sha256,
+        hash_source: false,
+        control: options.control.clone(),
+    };
+    let transfer = extract_into(source, pending.file(), destination, &transfer_options)?;
+    options.control.check()?;
+    pending.publish(options.durability)?;
+    Ok(ExtractReport { destination: destination.to_path_buf(), transfer, elapsed: start.elapsed() })
+}
