@@ -1,1 +1,3 @@
 //! (ops)
+pub mod boot;
+pub mod boot_image;
