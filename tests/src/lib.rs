@@ -1,1 +1,5 @@
 //! Helpers shared by every suite of the workspace.
+
+pub mod disks;
+pub mod qemu;
+pub mod tool;

@@ -122,6 +122,7 @@ fn drive(disk: &Disk, name: &str) -> List {
         .with("format", disk.format().as_str())
         .with("file.driver", "file")
         .with_path("file.filename", disk.path())
+        .with("file.auto-read-only", "off")
         .with("cache", disk.cache.as_str())
         .with_some("aio", disk.io.map(super::Io::as_str))
         .with("readonly", on_off(disk.read_only))
@@ -264,7 +265,7 @@ mod tests {
                 "-drive",
                 &format!(
                     "if=none,id=disk0,format=qcow2,file.driver=file,file.filename={folder}/top,\
-                     cache=directsync,readonly=off,discard=unmap,detect-zeroes=unmap,\
+                     file.auto-read-only=off,cache=directsync,readonly=off,discard=unmap,detect-zeroes=unmap,\
                      backing.driver=qcow2,backing.file.driver=file,\
                      backing.file.filename={folder}/mid,backing.read-only=on,\
                      backing.cache.direct=off,\
