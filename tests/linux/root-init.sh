@@ -2,10 +2,12 @@
 # /sbin/init of the disk: count the boot in a file, say it, and do what the kernel's command line asks.
 #
 #   /boots   one line, "<count> <id>"; the id is drawn at the first boot
-read -r count id < /boots 2> /dev/null || {
+if [ -f /boots ]; then
+    read -r count id < /boots
+else
     count=0
     id=$(tr -d - < /proc/sys/kernel/random/uuid)
-}
+fi
 count=$((count + 1))
 echo "$count $id" > /boots.new && mv /boots.new /boots
 sync
