@@ -15,7 +15,7 @@ use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions};
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::{ClusterBits, Memory, RefcountOrder, WriteAt};
 use serde_json::Value;
-use testkit::qemu_img;
+use testkit::qemu::img_in;
 
 /// One point of the option space, in qemu-img's words.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,7 @@ fn said(folder: &Path, arguments: &[&str]) -> Value {
             _ => {}
         }
     }
-    let output = qemu_img(folder, arguments);
+    let output = img_in(folder, arguments);
     let mut value = serde_json::from_str(&output).expect("qemu-img prints JSON");
     strip(&mut value);
     value
@@ -189,7 +189,7 @@ fn compare_with_qemu_img(chosen: impl Fn(&Point) -> bool) {
             arguments.extend(["-b", backing, "-F", "raw"]);
         }
         arguments.extend(["theirs.qcow2", &size]);
-        qemu_img(folder, &arguments);
+        img_in(folder, &arguments);
         point.ours(&fs::File::create(&ours).unwrap()).unwrap();
         assert_same_bytes(point, &fs::read(&ours).unwrap(), &fs::read(&theirs).unwrap());
         for arguments in [

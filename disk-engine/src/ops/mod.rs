@@ -1,12 +1,16 @@
 //! One file per verb: options in, one report out. The command line adds words to these.
 //!
 //! ```text
+//! boot        a VM started from a disk, its serial port heard
+//! boot_image  a small bootable disk, compiled in
 //! prepare     one archive in, N VM disks out: the main job
 //! extract     archive or compressed image → sparse raw file
 //! create      a new qcow2 image
 //! info        header, extensions, chain
 //! ```
 
+pub mod boot;
+pub mod boot_image;
 pub mod create;
 pub mod extract;
 pub mod info;
