@@ -167,15 +167,15 @@ fn assert_same_bytes(point: &Point, ours: &[u8], theirs: &[u8]) {
 
 #[test]
 fn new_images_with_clusters_up_to_16_kib_are_qemu_imgs_own() {
-    compare_with_qemu_img(|point| point.cluster_bits <= 14);
+    compare_with_img_in(|point| point.cluster_bits <= 14);
 }
 
 #[test]
 fn new_images_with_clusters_from_32_kib_are_qemu_imgs_own() {
-    compare_with_qemu_img(|point| point.cluster_bits > 14);
+    compare_with_img_in(|point| point.cluster_bits > 14);
 }
 
-fn compare_with_qemu_img(chosen: impl Fn(&Point) -> bool) {
+fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::File::create(folder.join("base.raw")).unwrap().set_len(1 << 20).unwrap();
@@ -203,7 +203,7 @@ fn compare_with_qemu_img(chosen: impl Fn(&Point) -> bool) {
         if point.size <= 128 << 30 && point.cluster_bits >= 12 {
             let map = |name| said(folder, &["map", "-f", "qcow2", "--output=json", name]);
             assert_eq!(map("ours.qcow2"), map("theirs.qcow2"), "map of {point:?}");
-            qemu_img(
+            img_in(
                 folder,
                 &["compare", "-q", "-f", "qcow2", "-F", "qcow2", "ours.qcow2", "theirs.qcow2"],
             );

@@ -46,13 +46,6 @@ impl Output {
         }
     }
 
-    /// A remark for a person, on standard error; silent with `--json`.
-    pub(crate) fn note(&self, text: &str) {
-        if !self.json {
-            let _ = writeln!(io::stderr(), "{text}");
-        }
-    }
-
     /// Prints an error and the chain of its causes to standard error.
     pub(crate) fn error(&self, error: &Error) {
         let mut causes = Vec::new();

@@ -14,5 +14,6 @@ pub mod boot_image;
 pub mod create;
 pub mod extract;
 pub mod info;
+pub mod prepare;
 
 pub use extract::{ExtractOptions, ExtractReport, extract};
