@@ -152,7 +152,9 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::{CacheMode, header};
+    use crate::attachment::CacheMode;
+    use crate::attachment::chain::tests::image;
+    use qcow2_format::create::BackingFormat;
     use std::ffi::OsStr;
     use std::fs;
     use std::os::unix::ffi::OsStrExt;
@@ -161,7 +163,7 @@ mod tests {
     fn an_overlay_names_its_whole_chain() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        fs::write(path("top"), header::tests::image(Some((b"base", b"raw")))).unwrap();
+        fs::write(path("top"), image(Some((b"base", BackingFormat::Raw)))).unwrap();
         fs::write(path("base"), b"").unwrap();
         let disk = Disk::qcow2(path("top")).unwrap().serial("root").boot_index(1);
         let folder = folder.path().display();

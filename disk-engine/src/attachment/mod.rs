@@ -30,17 +30,17 @@
 //! version 3, which is what this crate's overlays are. Raw disks get `discard=unmap` alone.
 
 mod chain;
-mod header;
 pub mod libvirt;
 pub mod qemu;
 mod target;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::base::{BaseFormat, BaseImage};
+use crate::disk::chain::probe_top;
+use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
 pub use target::Target;
 
@@ -186,7 +186,7 @@ impl Disk {
     /// a relative name is looked up from the folder of the file that holds it, as QEMU does.
     ///
     /// The header is trusted to name files. Where the disk comes from a stranger, use
-    /// [`Disk::overlay`] and say what the base is.
+    /// [`Disk::overlay`] and say what the base is, or [`Disk::qcow2_within`].
     ///
     /// # Errors
     ///
@@ -195,8 +195,17 @@ impl Disk {
     /// [`ErrorKind::Corrupt`] for a header that contradicts the format or a chain that is a loop;
     /// otherwise what the system says.
     pub fn qcow2(path: impl AsRef<Path>) -> Result<Self> {
+        Self::qcow2_within(path, &BackingPolicy::Any)
+    }
+
+    /// As [`Disk::qcow2`], with the files the headers may name limited by `policy`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::qcow2`]; [`ErrorKind::Refused`] for a name the policy does not allow.
+    pub fn qcow2_within(path: impl AsRef<Path>, policy: &BackingPolicy) -> Result<Self> {
         let top = Layer::new(path, BaseFormat::Qcow2)?;
-        let backing = chain::below(&top)?;
+        let backing = chain::below(&top, policy)?;
         Ok(Self::new(top, backing))
     }
 
@@ -209,7 +218,7 @@ impl Disk {
         let top = Layer::new(path, BaseFormat::Qcow2)?;
         let base = Layer::new(base.path(), base.format())?;
         let mut backing = vec![base.clone()];
-        backing.extend(chain::below(&base)?);
+        backing.extend(chain::below(&base, &BackingPolicy::Any)?);
         Ok(Self::new(top, backing))
     }
 
@@ -221,11 +230,9 @@ impl Disk {
     /// As [`Disk::qcow2`].
     pub fn probe(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = chain::open(path)?;
-        if header::has_magic(&file).map_err(|error| error.or_path(path))? {
-            Self::qcow2(path)
-        } else {
-            Self::raw(path)
+        match probe_top(path)? {
+            BaseFormat::Qcow2 => Self::qcow2(path),
+            BaseFormat::Raw => Self::raw(path),
         }
     }
 
@@ -396,31 +403,10 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::io("make absolute", path, error))
 }
 
-/// Whether QEMU would read a name as `protocol:rest`: a colon before the first slash.
-fn is_protocol(name: &OsStr) -> bool {
-    name.as_bytes().iter().find(|byte| matches!(byte, b':' | b'/')) == Some(&b':')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_colon_before_the_first_slash_is_a_protocol() {
-        for (name, expected) in [
-            ("nbd:localhost", true),
-            ("json:{}", true),
-            ("file:base", true),
-            (":", true),
-            ("./x:base", false),
-            ("/a:b", false),
-            ("base", false),
-            ("a/b:c", false),
-            ("", false),
-        ] {
-            assert_eq!(is_protocol(OsStr::new(name)), expected, "{name}");
-        }
-    }
+    use std::ffi::OsStr;
 
     #[test]
     fn an_uneven_raw_disk_is_refused_only_where_qemu_would_refuse_it() {
@@ -460,7 +446,7 @@ mod tests {
     fn a_probe_tells_qcow2_by_its_magic_and_raw_ignores_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        fs::write(&path, header::tests::image(None)).unwrap();
+        fs::write(&path, chain::tests::image(None)).unwrap();
         assert_eq!(Disk::probe(&path).unwrap().format(), BaseFormat::Qcow2);
         assert_eq!(Disk::raw(&path).unwrap().format(), BaseFormat::Raw);
         fs::write(&path, b"QF").unwrap();

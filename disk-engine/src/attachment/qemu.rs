@@ -200,7 +200,9 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::{CacheMode, header};
+    use crate::attachment::CacheMode;
+    use crate::attachment::chain::tests::image;
+    use qcow2_format::create::BackingFormat;
     use std::ffi::OsStr;
     use std::fs;
 
@@ -210,8 +212,8 @@ mod tests {
     }
 
     fn overlay(folder: &Path) -> Disk {
-        fs::write(folder.join("top"), header::tests::image(Some((b"mid", b"qcow2")))).unwrap();
-        fs::write(folder.join("mid"), header::tests::image(Some((b"base", b"raw")))).unwrap();
+        fs::write(folder.join("top"), image(Some((b"mid", BackingFormat::Qcow2)))).unwrap();
+        fs::write(folder.join("mid"), image(Some((b"base", BackingFormat::Raw)))).unwrap();
         fs::write(folder.join("base"), b"").unwrap();
         Disk::qcow2(folder.join("top")).unwrap()
     }
