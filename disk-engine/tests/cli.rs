@@ -1,0 +1,310 @@
+//! The command line as a script sees it: exit codes, streams, JSON, and no debris.
+//!
+//! Topics: the main job · extract · base · overlay and rebase · create · info · attach · errors.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Runs commands in a folder of its own.
+struct Shell(tempfile::TempDir);
+
+impl Shell {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().canonicalize().unwrap().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_disk-engine"));
+        command.current_dir(self.0.path()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn with_input(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that refuses its input early closes the pipe.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        child.wait_with_output().unwrap()
+    }
+
+    /// The JSON report of a command that succeeds and says nothing else.
+    fn report(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The JSON error of a command that fails with `exit` and reports nothing.
+    fn error(&self, arguments: &[&str], exit: i32) -> Value {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+        serde_json::from_slice::<Value>(&output.stderr).unwrap()["error"].clone()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn raw(&self, name: &str, length: u64) {
+        fs::File::create(self.path(name)).unwrap().set_len(length).unwrap();
+    }
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 3).unwrap()
+}
+
+/// A disk with something in its first and last block, and nothing between.
+fn disk() -> Vec<u8> {
+    let mut disk = vec![0; 1 << 20];
+    disk[..512].fill(1);
+    disk[(1 << 20) - 512..].fill(2);
+    disk
+}
+
+#[test]
+fn the_main_job_runs_with_no_source_at_all() {
+    let shell = Shell::new();
+    let report = shell.report(&["prepare", "--nodes", "3", "--dir", "vms", "--min-size", "1G"]);
+    assert_eq!(report["base"]["origin"], "extracted");
+    let disks = report["disks"].as_array().unwrap();
+    assert_eq!(disks.len(), 3);
+    for (node, disk) in disks.iter().enumerate() {
+        assert_eq!(disk["filename"], format!("vms/vm{node}/primary.qcow2"));
+        assert_eq!(disk["virtual-size"], 1 << 30);
+        assert_eq!(disk["reused"], false);
+        assert!(disk["actual-size"].as_u64().unwrap() <= 16 << 10);
+    }
+    let inode =
+        |node| fs::metadata(shell.path(&format!("vms/vm{node}/primary.qcow2"))).unwrap().ino();
+    let before = inode(0);
+    let report = shell.report(&["prepare", "--nodes", "3", "--dir", "vms", "--min-size", "1G"]);
+    assert_eq!(report["base"]["origin"], "hit");
+    assert_eq!(report["disks"][0]["reused"], true);
+    assert_eq!(inode(0), before);
+    shell.report(&["prepare", "--nodes", "1", "--dir", "vms", "--fresh"]);
+    assert_ne!(inode(0), before);
+}
+
+#[test]
+fn a_preparation_that_fails_removes_what_it_made_and_nothing_else() {
+    let shell = Shell::new();
+    fs::create_dir_all(shell.path("vms/vm1")).unwrap();
+    fs::write(shell.path("vms/vm1/primary.qcow2"), b"precious").unwrap();
+    let error = shell.error(&["prepare", "--nodes", "2", "--dir", "vms"], 3);
+    assert_eq!(error["code"], "mismatch");
+    assert!(!shell.path("vms/vm0/primary.qcow2").exists());
+    assert_eq!(fs::read(shell.path("vms/vm1/primary.qcow2")).unwrap(), b"precious");
+}
+
+#[test]
+fn extract_reads_files_links_and_standard_input() {
+    let shell = Shell::new();
+    fs::write(shell.path("disk.zst"), zstd(&disk())).unwrap();
+    std::os::unix::fs::symlink("disk.zst", shell.path("link")).unwrap();
+    for (source, destination) in [("disk.zst", "a"), ("link", "b")] {
+        let report = shell.report(&["extract", source, destination]);
+        assert_eq!(report["virtual-size"], 1 << 20);
+        assert_eq!(report["compression"], "zstd");
+        assert_eq!(fs::read(shell.path(destination)).unwrap(), disk());
+    }
+    let output = shell.with_input(&["extract", "-", "c"], &zstd(&disk()));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read(shell.path("c")).unwrap(), disk());
+    assert!(fs::metadata(shell.path("c")).unwrap().blocks() * 512 <= 16 << 10);
+}
+
+#[test]
+fn extract_leaves_nothing_when_it_fails() {
+    let shell = Shell::new();
+    let good = zstd(&disk());
+    fs::write(shell.path("cut"), &good[..good.len() - 3]).unwrap();
+    fs::write(shell.path("good"), &good).unwrap();
+    fs::write(shell.path("there"), b"precious").unwrap();
+    let names = shell.names();
+    assert_eq!(shell.error(&["extract", "cut", "x"], 3)["code"], "corrupt");
+    assert_eq!(shell.error(&["extract", "absent", "x"], 1)["code"], "not-found");
+    assert_eq!(shell.error(&["extract", ".", "x"], 2)["code"], "invalid-input");
+    assert_eq!(shell.error(&["extract", "good", "there"], 1)["code"], "already-exists");
+    let zeros = "0".repeat(64);
+    let error = shell.error(&["extract", "good", "x", "--sha256", &zeros], 3);
+    assert_eq!(
+        (error["code"].as_str(), error["field"].as_str()),
+        (Some("mismatch"), Some("sha256"))
+    );
+    assert_eq!(shell.names(), names);
+    assert_eq!(fs::read(shell.path("there")).unwrap(), b"precious");
+    assert!(shell.run(&["extract", "good", "there", "--force"]).status.success());
+    assert_eq!(fs::read(shell.path("there")).unwrap(), disk());
+}
+
+#[test]
+fn the_path_of_a_base_is_the_last_line_printed() {
+    let shell = Shell::new();
+    fs::write(shell.path("disk.zst"), zstd(&disk())).unwrap();
+    for origin in ["extracted", "found"] {
+        let output = shell.run(&["base", "disk.zst", "--cache", "cache"]);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with(origin), "{text}");
+        let path = Path::new(text.lines().last().unwrap());
+        assert!(path.is_absolute());
+        assert_eq!(fs::read(path).unwrap(), disk());
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o444);
+    }
+    let named = shell.report(&["base", "disk.zst", "--cache", "cache", "--key", "name:x"]);
+    let content = shell.report(&["base", "disk.zst", "--cache", "cache"]);
+    assert_ne!(named["path"], content["path"]);
+    assert_eq!(content["origin"], "hit");
+}
+
+#[test]
+fn an_overlay_is_made_kept_and_rebased() {
+    let shell = Shell::new();
+    shell.raw("base.img", 10 << 20);
+    let overlay = ["overlay", "base.img", "vm.qcow2", "--min-size", "1G"];
+    assert_eq!(shell.report(&overlay)["virtual-size"], 1 << 30);
+    assert_eq!(shell.error(&overlay, 1)["code"], "already-exists");
+    assert_eq!(shell.report(&[&overlay[..], &["--reuse"]].concat())["reused"], true);
+    fs::create_dir(shell.path("new")).unwrap();
+    fs::rename(shell.path("base.img"), shell.path("new/base.img")).unwrap();
+    let error = shell.error(&["overlay", "new/base.img", "vm.qcow2", "--reuse"], 3);
+    assert_eq!(error["code"], "mismatch");
+    let report = shell.report(&["rebase", "vm.qcow2", "new/base.img", "--relative"]);
+    assert_eq!(report["backing-filename"], "new/base.img");
+    assert_eq!(shell.report(&["overlay", "new/base.img", "vm.qcow2", "--reuse"])["reused"], true);
+}
+
+#[test]
+fn a_base_that_looks_like_qcow2_needs_its_format_stated() {
+    let shell = Shell::new();
+    shell.report(&["create", "base.qcow2", "1G"]);
+    assert_eq!(shell.error(&["overlay", "base.qcow2", "vm"], 2)["code"], "invalid-input");
+    let report = shell.report(&["overlay", "base.qcow2", "vm", "--format", "qcow2"]);
+    assert_eq!(report["virtual-size"], 1 << 30);
+    let report = shell.report(&["overlay", "base.qcow2", "raw", "--format", "raw"]);
+    assert!(report["virtual-size"].as_u64().unwrap() < 1 << 20);
+}
+
+#[test]
+fn create_takes_qemu_imgs_options_and_refuses_what_no_image_can_have() {
+    let shell = Shell::new();
+    shell.raw("base.img", 3 << 20);
+    let report = shell.report(&["create", "a", "-b", "base.img", "-F", "raw"]);
+    assert_eq!(report["virtual-size"], 3 << 20);
+    let report = shell.report(&["create", "b", "1.5G", "-o", "cluster_size=2M,compat=0.10"]);
+    assert_eq!(report["cluster-size"], 2 << 20);
+    for (arguments, exit, code) in [
+        (&["create", "x"][..], 2, "invalid-input"),
+        (&["create", "x", "1G", "-b", "base.img"], 2, "invalid-input"),
+        (&["create", "x", "1G", "-b", "nbd:base", "-F", "raw"], 2, "invalid-input"),
+        (&["create", "x", "1G", "-b", "absent", "-F", "raw"], 1, "not-found"),
+        (&["create", "x", "1G", "-o", "compat=0.10,extended_l2=on"], 2, "invalid-input"),
+        (&["create", "x", "200G", "-o", "cluster_size=512"], 2, "invalid-input"),
+        (&["create", "x", "1G", "-o", "preallocation=full"], 1, "unsupported"),
+        (&["create", "x", "1G", "-o", "colour=red"], 2, "invalid-input"),
+        (&["create", "a", "1G"], 1, "already-exists"),
+        (&["create", "no/folder", "1G"], 1, "not-found"),
+    ] {
+        assert_eq!(shell.error(arguments, exit)["code"], code, "{arguments:?}");
+    }
+    assert_eq!(shell.names(), ["a", "b", "base.img"]);
+}
+
+#[test]
+fn info_shows_roles_and_follows_only_what_it_may() {
+    let shell = Shell::new();
+    fs::create_dir_all(shell.path("cache")).unwrap();
+    fs::create_dir_all(shell.path("vms")).unwrap();
+    shell.raw("cache/base.img", 1 << 20);
+    shell.report(&["overlay", "cache/base.img", "vms/vm.qcow2"]);
+    let report = shell.report(&["info", "vms/vm.qcow2"]);
+    assert_eq!(report["role"], "read-write-per-vm");
+    assert_eq!(report["backing-chain"], Value::Array(Vec::new()));
+    assert!(report["not-followed"].as_str().unwrap().contains("outside"));
+    for allowed in [&["--backing-chain"][..], &["--allow", "cache"]] {
+        let report = shell.report(&[&["info", "vms/vm.qcow2"], allowed].concat());
+        assert_eq!(report["backing-chain"][0]["role"], "read-only-shared");
+    }
+    let text = shell.run(&["info", "vms/vm.qcow2"]);
+    assert!(String::from_utf8(text.stdout).unwrap().contains("read-write, one VM's"));
+}
+
+#[test]
+fn attach_speaks_both_languages() {
+    let shell = Shell::new();
+    shell.raw("base.img", 1 << 20);
+    shell.raw("conf.img", 4096);
+    shell.report(&["overlay", "base.img", "vm.qcow2"]);
+    let xml = shell.report(&["attach", "vm.qcow2", "conf.img", "--for", "libvirt"]);
+    let xml = xml["xml"].as_str().unwrap();
+    assert_eq!(xml.matches("<disk ").count(), 2);
+    assert!(xml.contains("<backingStore"));
+    let arguments = shell.report(&["attach", "vm.qcow2", "conf.img", "--for", "qemu"]);
+    assert!(arguments["arguments"].as_array().unwrap().iter().any(|word| word == "-blockdev"));
+    let arguments = shell.report(&["attach", "vm.qcow2", "--for", "qemu", "--form", "drive"]);
+    assert!(arguments["arguments"].as_array().unwrap().iter().any(|word| word == "-drive"));
+}
+
+#[test]
+fn a_damaged_image_is_named_with_field_and_offset() {
+    let shell = Shell::new();
+    shell.report(&["create", "a", "1G"]);
+    let mut bytes = fs::read(shell.path("a")).unwrap();
+    bytes[20..24].copy_from_slice(&99_u32.to_be_bytes());
+    fs::write(shell.path("a"), bytes).unwrap();
+    let error = shell.error(&["info", "a"], 3);
+    assert_eq!(error["code"], "corrupt");
+    assert_eq!(error["field"], "cluster_bits");
+    assert_eq!(error["offset"], 20);
+    let output = shell.run(&["info", "a"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("disk-engine: "), "{text}");
+}
+
+#[test]
+fn wrong_words_exit_with_two_and_help_with_zero() {
+    let shell = Shell::new();
+    for arguments in [&["frobnicate"][..], &["extract"], &["create", "x", "12Q"], &[]] {
+        assert_eq!(shell.run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    for arguments in [&["--help"][..], &["--version"], &["prepare", "--help"]] {
+        assert_eq!(shell.run(arguments).status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_a_normal_ending() {
+    let shell = Shell::new();
+    shell.report(&["create", "a", "1G"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = shell.command(&["info", "a"]).stdout(writer).status().unwrap();
+    assert!(status.success());
+}
