@@ -100,11 +100,11 @@ fn extract_slowly() {
     say("DONE");
 }
 
-/// Forks in the middle of an extraction, with every lock held.
+/// Forks three children, each with a copy of what the parent holds:
 ///
-/// The first child lives on with the inherited descriptors: it must not keep the locks. The second
-/// ends by unwinding nothing and dropping nothing; a third drops its copies of the guards, which
-/// must not release the parent's.
+/// 1. in the middle of an extraction, one that lives on: it must not keep the key's lock;
+/// 2. with the base leased, one that drops its copy of the lease: the parent's must stand;
+/// 3. one that lives on with its copy: it must not keep the lease the parent drops.
 fn fork_while_extracting() {
     struct Forking {
         content: Cursor<Vec<u8>>,
@@ -114,7 +114,7 @@ fn fork_while_extracting() {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             if !self.forked {
                 self.forked = true;
-                let sleeper = fork_child(|| thread::sleep(Duration::from_secs(60)));
+                let sleeper = fork_child(|| thread::sleep(Duration::from_secs(20)));
                 say(&format!("SLEEPER {sleeper}"));
                 // Until the driver has looked at the lock.
                 io::stdin().read_line(&mut String::new())?;
@@ -128,7 +128,6 @@ fn fork_while_extracting() {
     say("DONE");
     io::stdin().read_line(&mut String::new()).unwrap();
 
-    // A forked child that drops its copy of a lease leaves the parent's alone.
     let mut base = Some(base);
     let dropper = fork_child(|| drop(base.take()));
     let status = waitpid(Pid::from_raw(dropper), None).unwrap();
@@ -136,8 +135,7 @@ fn fork_while_extracting() {
     say("DROPPED");
     io::stdin().read_line(&mut String::new()).unwrap();
 
-    // And a lease the parent drops is free, though a child that carries it lives.
-    let carrier = fork_child(|| thread::sleep(Duration::from_secs(60)));
+    let carrier = fork_child(|| thread::sleep(Duration::from_secs(20)));
     say(&format!("CARRIER {carrier}"));
     drop(base.take());
     say("RELEASED");

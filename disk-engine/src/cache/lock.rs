@@ -3,9 +3,11 @@
 //! ```text
 //! who                                   length lock   key lock    base file
 //! finds a base                          —             —           shared: the lease
-//! makes one whose digest it knows       shared        exclusive   —
-//! makes one under a name, or a stream   —             exclusive   —
-//! makes one while learning its digest   exclusive     exclusive, for the moment of publishing
+//! extracts a file of known digest       shared        exclusive   —
+//! extracts under a name                 —             exclusive   —
+//! extracts a stream of stated digest    —             exclusive   —
+//! learns a file's digest, extracting    exclusive     exclusive, for the moment of publishing
+//! learns a stream's digest, extracting  —             exclusive, for the moment of publishing
 //! ```
 //!
 //! Locks are taken from left to right and never the other way, so no two wait for each other. The

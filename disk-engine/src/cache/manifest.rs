@@ -1,6 +1,6 @@
 //! What stands beside each base: what it is, where it came from, and how to tell it is intact.
 //!
-//! A [record](super::record) with this body; integers are big-endian, offsets count from the
+//! A [record] with this body; integers are big-endian, offsets count from the
 //! file's first byte:
 //!
 //! ```text

@@ -1,6 +1,6 @@
 //! Remembered digests: what a file held when it was read to the end, found again by its inode.
 //!
-//! One file per (device, inode) in `sources/`, a [record](super::record) with this body, all of it
+//! One file per (device, inode) in `sources/`, a [record] with this body, all of it
 //! big-endian:
 //!
 //! ```text

@@ -176,3 +176,24 @@ fn when_an_extraction_fails_the_next_in_line_tries_for_itself() {
         assert_eq!(fs::read(base.image.path()).unwrap(), disk(9));
     });
 }
+
+#[test]
+fn who_loses_its_lock_file_to_a_cleaner_takes_the_base_the_other_made() {
+    let fixture = Fixture::new();
+    let (root, source) = (fixture.cache.path().to_owned(), fixture.source.clone());
+    let options =
+        |control| BaseOptions { policy: KeyPolicy::Named("disk".into()), control, ..impatient() };
+    let cleaned = Control::new().with_observer(move |event| {
+        if matches!(event, Event::Extracting { .. }) {
+            for lock in fs::read_dir(root.join("v1/locks")).unwrap() {
+                fs::remove_file(lock.unwrap().path()).unwrap();
+            }
+            let other = ImageCache::open(&root).unwrap();
+            let base = other.base_with(Source::path(&source), &options(Control::new())).unwrap();
+            assert_eq!(base.origin.as_str(), "extracted");
+        }
+    });
+    let base = fixture.cache.base_with(fixture.source(), &options(cleaned)).unwrap();
+    assert_eq!(base.origin.as_str(), "hit");
+    assert_eq!(fixture.names("tmp"), Vec::<String>::new());
+}
