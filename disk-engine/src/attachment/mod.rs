@@ -21,7 +21,8 @@
 //! - the file system must support it. tmpfs does since Linux 6.6; on an older kernel QEMU says "file
 //!   system may not support O_DIRECT" and [`CacheMode::Writeback`] is the way out;
 //! - a raw disk that is written must be whole in units of the request alignment, up to 4096 bytes.
-//!   QEMU fails at start otherwise, so [`Disk::check`] refuses such a disk with a hint.
+//!   Which one that is depends on the file system, and QEMU fails at start where it is missed, so
+//!   [`Disk::check`] refuses such a disk everywhere, with a hint.
 //!
 //! # Zeroes
 //!
