@@ -31,7 +31,7 @@ use qcow2_format::{CreateOptions, Header};
 use crate::base::{BaseFormat, BaseImage};
 use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::pending::{Durability, Existing, PendingFile};
+use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 pub use identity::BaseIdentity;
 pub use rebase::{RebaseOptions, RebaseReport, rebase};
 
@@ -146,7 +146,7 @@ impl OverlayBuilder<'_> {
             .unknown_extension(BaseIdentity::EXTENSION_TYPE, BaseIdentity::of(self.base).encode())
             .plan()
             .map_err(|error| from_format(error, &self.path))?;
-        let pending = PendingFile::create(&self.path, self.existing, self.mode)?;
+        let pending = PendingFile::create(&self.path, self.existing, FileMode::Exact(self.mode))?;
         image.write_to(pending.file()).map_err(|error| from_format(error, &self.path))?;
         if let Some((user, group)) = self.owner {
             std::os::unix::fs::fchown(pending.file(), user, group)

@@ -8,6 +8,7 @@ use disk_engine::base::{BaseFormat, BaseImage};
 use disk_engine::ops::boot_image::BOOT_IMAGE;
 use disk_engine::ops::{self, ExtractOptions};
 use disk_engine::source::Source;
+use disk_engine::sys::pending::FileMode;
 use sha2::{Digest, Sha256};
 
 /// Extracts the disk of an archive as a sparse raw file that nobody may write.
@@ -41,6 +42,6 @@ pub fn sha256(path: &Path) -> String {
 }
 
 fn unpack(source: Source, raw: &Path) {
-    let options = ExtractOptions { mode: 0o444, ..ExtractOptions::default() };
+    let options = ExtractOptions { mode: FileMode::Exact(0o444), ..ExtractOptions::default() };
     ops::extract(source, raw, &options).unwrap();
 }

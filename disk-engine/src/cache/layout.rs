@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::cache::key::CacheKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::host;
-use crate::sys::pending::{self, Temporary};
+use crate::sys::pending::{self, FileMode, Temporary};
 
 /// The folder of this layout. A later layout gets a folder of its own beside it.
 const VERSION: &str = "v1";
@@ -91,7 +91,7 @@ impl Layout {
 
     /// Starts a file in `tmp`, which lies in the same file system as everything else here.
     pub(crate) fn temporary(&self) -> Result<Temporary> {
-        Temporary::create_in(&self.tmp, |word| word.into())
+        Temporary::create_in(&self.tmp, FileMode::Exact(0o600), |word| word.into())
     }
 
     /// Removes what killed processes left in `tmp`. What cannot be looked at stays.

@@ -6,7 +6,7 @@ use qcow2_format::{CreateOptions, Header};
 
 use crate::disk::chain::from_format;
 use crate::error::Result;
-use crate::sys::pending::{Durability, Existing, PendingFile};
+use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 
 /// How the new file is put in place.
 #[derive(Clone, Copy, Debug)]
@@ -16,12 +16,12 @@ pub struct CreateFileOptions {
     /// How hard to sync.
     pub durability: Durability,
     /// The file's permission bits.
-    pub mode: u32,
+    pub mode: FileMode,
 }
 
 impl Default for CreateFileOptions {
     fn default() -> Self {
-        Self { existing: Existing::Refuse, durability: Durability::None, mode: 0o644 }
+        Self { existing: Existing::Refuse, durability: Durability::None, mode: FileMode::Umask }
     }
 }
 

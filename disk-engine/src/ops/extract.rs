@@ -15,7 +15,7 @@ use crate::control::Control;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::Source;
-use crate::sys::pending::{self, Durability, Existing, PendingFile};
+use crate::sys::pending::{self, Durability, Existing, FileMode, PendingFile};
 use crate::transfer::{TransferOptions, TransferReport, extract_into};
 
 /// How to extract.
@@ -25,8 +25,8 @@ pub struct ExtractOptions {
     pub existing: Existing,
     /// How hard to try to have the disk on the medium.
     pub durability: Durability,
-    /// Permission bits of the file, whatever the umask.
-    pub mode: u32,
+    /// Permission bits of the file.
+    pub mode: FileMode,
     /// What the source's bytes, as they are given, must hash to.
     pub expected_sha256: Option<Sha256Digest>,
     /// Stops and watches the work.
@@ -38,7 +38,7 @@ impl Default for ExtractOptions {
         Self {
             existing: Existing::Refuse,
             durability: Durability::None,
-            mode: 0o644,
+            mode: FileMode::Umask,
             expected_sha256: None,
             control: Control::new(),
         }

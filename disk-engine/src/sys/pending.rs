@@ -48,12 +48,32 @@ pub enum Durability {
     Full,
 }
 
+/// The permission bits of a new file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileMode {
+    /// What any other program's files get: read and write for all, less the umask.
+    #[default]
+    Umask,
+    /// Exactly these bits, whatever the umask.
+    Exact(u32),
+}
+
+impl FileMode {
+    /// The bits to create the file with: its owner can always write until it is published.
+    fn at_creation(self) -> u32 {
+        match self {
+            Self::Umask => 0o666,
+            Self::Exact(mode) => mode | 0o200,
+        }
+    }
+}
+
 /// A file being made. Dropped before [`PendingFile::publish`], it never existed.
 #[derive(Debug)]
 pub struct PendingFile {
     destination: PathBuf,
     existing: Existing,
-    mode: u32,
+    mode: FileMode,
     form: Form,
 }
 
@@ -73,14 +93,13 @@ pub(crate) struct Temporary {
 }
 
 impl PendingFile {
-    /// Starts a file that will be called `destination` and have exactly the permission bits
-    /// `mode`, whatever the umask.
+    /// Starts a file that will be called `destination` and have the permission bits `mode`.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::AlreadyExists`] if something stands there and `existing` refuses it;
     /// [`ErrorKind::InvalidInput`] if the path names no file; otherwise what the system says.
-    pub fn create(destination: &Path, existing: Existing, mode: u32) -> Result<Self> {
+    pub fn create(destination: &Path, existing: Existing, mode: FileMode) -> Result<Self> {
         let destination = resolve(destination, existing)?;
         let unnamed = match existing {
             Existing::Refuse => open_unnamed(&destination, mode)?,
@@ -93,7 +112,7 @@ impl PendingFile {
                     return Err(already_exists(&destination));
                 }
                 let (folder, name) = split(&destination)?;
-                Form::Named(Temporary::create_in(folder, |word| temporary_name(name, word))?)
+                Form::Named(Temporary::create_in(folder, mode, |word| temporary_name(name, word))?)
             }
         };
         Ok(Self { destination, existing, mode, form })
@@ -117,8 +136,10 @@ impl PendingFile {
     pub fn publish(self, durability: Durability) -> Result<()> {
         let destination = self.destination.as_path();
         let file = self.file();
-        file.set_permissions(Permissions::from_mode(self.mode))
-            .map_err(|error| Error::io("set the permissions of", destination, error))?;
+        if let FileMode::Exact(mode) = self.mode {
+            file.set_permissions(Permissions::from_mode(mode))
+                .map_err(|error| Error::io("set the permissions of", destination, error))?;
+        }
         if durability == Durability::Full {
             file.sync_all().map_err(|error| Error::io("sync", destination, error))?;
         }
@@ -182,7 +203,11 @@ impl Temporary {
     /// # Errors
     ///
     /// What the system says; nothing is left of it.
-    pub(crate) fn create_in(folder: &Path, name: impl Fn(&str) -> OsString) -> Result<Self> {
+    pub(crate) fn create_in(
+        folder: &Path,
+        mode: FileMode,
+        name: impl Fn(&str) -> OsString,
+    ) -> Result<Self> {
         loop {
             let word = random::hex64()
                 .map_err(|error| Error::io("draw a random name for a file in", folder, error))?;
@@ -191,7 +216,7 @@ impl Temporary {
                 .read(true)
                 .write(true)
                 .create_new(true)
-                .mode(0o600)
+                .mode(mode.at_creation())
                 .open(&path)
             {
                 Ok(file) => file,
@@ -303,7 +328,7 @@ fn already_exists(destination: &Path) -> Error {
 }
 
 /// An unnamed file in the destination's folder; `None` where such files cannot be made or named.
-fn open_unnamed(destination: &Path, mode: u32) -> Result<Option<File>> {
+fn open_unnamed(destination: &Path, mode: FileMode) -> Result<Option<File>> {
     static PROC: OnceLock<bool> = OnceLock::new();
     if !*PROC.get_or_init(|| Path::new("/proc/self/fd").is_dir()) {
         return Ok(None);
@@ -312,7 +337,7 @@ fn open_unnamed(destination: &Path, mode: u32) -> Result<Option<File>> {
     match OpenOptions::new()
         .read(true)
         .write(true)
-        .mode(mode | 0o200)
+        .mode(mode.at_creation())
         .custom_flags(OFlag::O_TMPFILE.bits())
         .open(folder)
     {
@@ -379,7 +404,7 @@ mod tests {
     fn nothing_is_there_before_publish_and_everything_after() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        let pending = PendingFile::create(&path, Existing::Refuse, 0o600).unwrap();
+        let pending = PendingFile::create(&path, Existing::Refuse, FileMode::Exact(0o600)).unwrap();
         pending.file().write_all(b"content").unwrap();
         assert_eq!(names(folder.path()), Vec::<String>::new());
         pending.publish(Durability::Full).unwrap();
@@ -392,7 +417,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         fs::write(&path, b"old").unwrap();
-        let pending = PendingFile::create(&path, Existing::Replace, 0o600).unwrap();
+        let pending =
+            PendingFile::create(&path, Existing::Replace, FileMode::Exact(0o600)).unwrap();
         assert_eq!(names(folder.path()).len(), 2);
         drop(pending);
         assert_eq!(names(folder.path()), ["disk"]);
@@ -403,7 +429,7 @@ mod tests {
     fn a_taken_name_is_refused_at_publish_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        let pending = PendingFile::create(&path, Existing::Refuse, 0o600).unwrap();
+        let pending = PendingFile::create(&path, Existing::Refuse, FileMode::Exact(0o600)).unwrap();
         fs::write(&path, b"someone else").unwrap();
         let error = pending.publish(Durability::None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
@@ -417,7 +443,7 @@ mod tests {
         fs::write(folder.path().join(".disk.0123456789abcdef.partial"), b"x").unwrap();
         fs::write(folder.path().join(".other.0123456789abcdef.partial"), b"x").unwrap();
         fs::write(folder.path().join(".disk.notes.partial"), b"x").unwrap();
-        let live = PendingFile::create(&path, Existing::Replace, 0o600).unwrap();
+        let live = PendingFile::create(&path, Existing::Replace, FileMode::Exact(0o600)).unwrap();
         assert_eq!(sweep(&path).unwrap(), 1);
         assert_eq!(names(folder.path()).len(), 3);
         live.publish(Durability::None).unwrap();
