@@ -12,7 +12,7 @@ fn small_archive() -> Vec<u8> {
     disk[5120..6144].copy_from_slice(&noise(1024));
     Archive::default()
         .file("notes", b"hello")
-        .sparse(SparseForm::OldGnu, "disk.img", &disk, &[5120..6144])
+        .sparse(SparseForm::OldGnu, "disk.img", &disk, &[5120..5632, 5632..6144])
         .end()
 }
 

@@ -80,10 +80,12 @@ fn xz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+type Compress = fn(&[u8]) -> Vec<u8>;
+
 /// Every way to compress, by name.
-fn compressions() -> Vec<(&'static str, fn(&[u8]) -> Vec<u8>)> {
+fn compressions() -> Vec<(&'static str, Compress)> {
     vec![
-        ("none", <[u8]>::to_vec as fn(&[u8]) -> Vec<u8>),
+        ("none", <[u8]>::to_vec as Compress),
         ("zstd", zstd),
         #[cfg(feature = "gzip")]
         ("gzip", gzip),
