@@ -4,11 +4,13 @@
 //! forms      what a disk may come in, compared byte for byte
 //! hostile    what is refused, by which name, leaving nothing
 //! archives   files made by other programs, in testdata/archives
+//! random     arbitrary bytes and mutated archives
 //! ```
 
 mod archives;
 mod forms;
 mod hostile;
+mod random;
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, Write};
