@@ -173,7 +173,8 @@ fn describe(header: &Header) -> String {
     );
     let mut add = |condition: bool, more: &dyn std::fmt::Display| {
         if condition {
-            write!(text, " {more}").unwrap();
+            text.push(' ');
+            text.push_str(&more.to_string());
         }
     };
     let bits = geometry.refcount_order.bits();
