@@ -206,9 +206,11 @@ impl CreateOptions {
         self
     }
 
-    /// An extension of the caller's own; programs that do not know its type keep it.
+    /// An extension of the caller's own; programs that do not know its type keep it. A second one
+    /// of the same type replaces the first.
     #[must_use]
     pub fn unknown_extension(mut self, extension_type: u32, data: Vec<u8>) -> Self {
+        self.extensions.retain(|(other, _)| *other != extension_type);
         self.extensions.push((extension_type, data));
         self
     }
@@ -270,9 +272,9 @@ impl CreateOptions {
         if self.version == Version::V3 && self.cluster_bits.bytes() >= FEATURE_NAMES_MIN_CLUSTER {
             extensions.push(HeaderExtension::FeatureNameTable(FeatureNameTable::standard()));
         }
-        extensions.extend(self.extensions.iter().map(|(extension_type, data)| {
-            HeaderExtension::Unknown { extension_type: *extension_type, data: data.clone() }
-        }));
+        for (extension_type, data) in &self.extensions {
+            extensions.push(HeaderExtension::unknown(*extension_type, data.clone())?);
+        }
         let additional = match self.version {
             Version::V2 => Vec::new(),
             Version::V3 => {

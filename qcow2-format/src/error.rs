@@ -173,6 +173,9 @@ pub enum Violation {
     /// The raw external data bit without the external data file bit.
     #[error("the raw external data bit needs the external data file bit")]
     RawExternalDataAlone,
+    /// Internal snapshots beside an external data file.
+    #[error("an image with an external data file has no internal snapshots")]
+    SnapshotsWithExternalData,
     /// A header extension that ends after the area it lies in.
     #[error("the extension is {length} bytes long and its area has {available} left")]
     ExtensionTooLong {
@@ -297,6 +300,15 @@ pub enum OptionsError {
     BackingFormatLength {
         /// Its length in bytes.
         length: usize,
+    },
+    /// A backing file for an image whose external data file is raw.
+    #[error("an image whose external data file is raw cannot have a backing file")]
+    BackingWithRawExternalData,
+    /// An extension of one's own under a type that the specification uses.
+    #[error("header extension type {extension_type:#010x} is the specification's own")]
+    ExtensionTypeTaken {
+        /// The type asked for.
+        extension_type: u32,
     },
     /// A header that does not fit in its cluster.
     #[error(

@@ -27,7 +27,8 @@ use crate::geometry::{
     TABLE_ENTRY_BYTES,
 };
 use crate::header::extension::{
-    HeaderExtension, Surroundings, Table, corrupt, encode_end, parse_area, unknown_features,
+    HeaderExtension, Surroundings, Table, corrupt, encode_end, feature_name_table, parse_area,
+    unknown_features,
 };
 use crate::io::{ReadAt, WriteAt};
 use crate::raw::{MAGIC, RawHeaderV2, RawHeaderV3};
@@ -178,6 +179,10 @@ impl Header {
             .unwrap_or(start);
 
         let v3 = fixed.parse_v3(first_cluster)?;
+        if v3.incompatible.unknown() != 0 {
+            return Err(fixed.unknown_features(&v3, first_cluster));
+        }
+        let refcount_order = v3.parse_refcount_order()?;
         let crypt_method = fixed.parse_crypt_method()?;
         let surroundings = Surroundings {
             cluster_bits: fixed.cluster_bits,
@@ -187,21 +192,12 @@ impl Header {
         };
         let backing = fixed.parse_backing_range(v3.header_length)?;
         let area_end = backing.map_or(cluster_size, |(offset, _)| offset);
-        let area = first_cluster
-            .get(..usize::try_from(area_end).unwrap_or(usize::MAX))
-            .unwrap_or(first_cluster)
-            .get(usize::try_from(v3.header_length).unwrap_or(usize::MAX)..)
-            .unwrap_or_default();
+        let area = bytes_between(first_cluster, v3.header_length, area_end);
         let extensions = parse_area(area, v3.header_length, surroundings)?;
-
-        if v3.incompatible.unknown() != 0 {
-            let (value, unknown) = (v3.incompatible.0, v3.incompatible.unknown());
-            return Err(unknown_features(value, unknown, &extensions));
-        }
         let compression_type = v3.parse_compression_type()?;
         let geometry = Geometry {
             cluster_bits: fixed.cluster_bits,
-            refcount_order: v3.refcount_order,
+            refcount_order,
             extended_l2: v3.incompatible.contains(IncompatibleFeatures::EXTENDED_L2),
         };
         let header = Self {
@@ -222,6 +218,7 @@ impl Header {
             additional: v3.additional,
             extensions,
             backing_file: backing
+                .filter(|(_, length)| *length > 0)
                 .map(|(offset, length)| backing_name(first_cluster, offset, length))
                 .transpose()?,
         };
@@ -288,25 +285,30 @@ impl Header {
         Ok(bytes)
     }
 
-    /// Names another backing file, with its format; everything else stays as it is.
+    /// Names another backing file, with its format. Everything else stays as it is, but for
+    /// autoclear bits that the specification does not name: who rewrites a header clears them.
     ///
     /// # Errors
     ///
-    /// [`Error::Options`] if no image can carry that name or format.
+    /// [`Error::Options`] if no image can carry that name or format, or this one cannot. The
+    /// header is then as it was.
     pub fn set_backing_file(&mut self, backing: &crate::create::BackingFile) -> Result<()> {
         backing.check()?;
+        if self.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA) {
+            return Err(OptionsError::BackingWithRawExternalData.into());
+        }
+        let mut header = self.clone();
         let format = HeaderExtension::BackingFormat(backing.format.to_vec());
-        let place = self
+        let place = header
             .extensions
             .iter_mut()
             .find(|extension| matches!(extension, HeaderExtension::BackingFormat(_)));
         match place {
             Some(place) => *place = format,
-            None => self.extensions.insert(0, format),
+            None => header.extensions.insert(0, format),
         }
-        self.backing_file = Some(backing.name.clone());
-        // A name that does not fit is better known now than at the write.
-        self.encode().map(|_| ())
+        header.backing_file = Some(backing.name.clone());
+        self.become_rewritten(header)
     }
 
     /// Writes this header over `previous`, the one the image in `storage` has, in one call.
@@ -328,12 +330,19 @@ impl Header {
     }
 
     /// Replaces the unknown extension of `extension_type`, or adds it behind the others.
-    pub fn set_unknown_extension(&mut self, extension_type: u32, data: Vec<u8>) {
-        let extension = HeaderExtension::Unknown { extension_type, data };
-        match self.extensions.iter_mut().find(|other| other.extension_type() == extension_type) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if the type is one of the specification's own, or the header would no
+    /// longer fit in its cluster. The header is then as it was.
+    pub fn set_unknown_extension(&mut self, extension_type: u32, data: Vec<u8>) -> Result<()> {
+        let extension = HeaderExtension::unknown(extension_type, data)?;
+        let mut header = self.clone();
+        match header.extensions.iter_mut().find(|other| other.extension_type() == extension_type) {
             Some(place) => *place = extension,
-            None => self.extensions.push(extension),
+            None => header.extensions.push(extension),
         }
+        self.become_rewritten(header)
     }
 
     /// The data of the unknown extension of `extension_type`.
@@ -476,6 +485,15 @@ impl Header {
         })
     }
 
+    /// Becomes `header`, if that can be written.
+    fn become_rewritten(&mut self, mut header: Self) -> Result<()> {
+        header.autoclear.0 &= !header.autoclear.unknown();
+        // A header that does not fit is better known now than at the write.
+        header.encode()?;
+        *self = header;
+        Ok(())
+    }
+
     /// Rules that tie feature bits to each other and to extensions.
     fn check_feature_bits(&self) -> Result<()> {
         let autoclear = self.autoclear.0;
@@ -489,6 +507,11 @@ impl Header {
         if raw_external && self.backing_file.is_some() {
             let violation = Violation::RawExternalDataWithBacking;
             return Err(corrupt("autoclear_features", autoclear, 88, violation));
+        }
+        if external && self.nb_snapshots > 0 {
+            let snapshots = self.nb_snapshots.into();
+            let violation = Violation::SnapshotsWithExternalData;
+            return Err(corrupt("nb_snapshots", snapshots, 60, violation));
         }
         if self.autoclear.contains(AutoclearFeatures::BITMAPS)
             && !has(|extension| matches!(extension, HeaderExtension::Bitmaps(_)))
@@ -525,13 +548,11 @@ impl Header {
         if l1_size < needed {
             return Err(corrupt("l1_size", l1_size, 36, Violation::L1TooSmall { needed }));
         }
-        if l1_size > 0 {
-            Table { field: "l1_table_offset", at: 40 }.check(
-                self.l1_table_offset.to_u64(),
-                l1_size * TABLE_ENTRY_BYTES,
-                surroundings,
-            )?;
-        }
+        Table { field: "l1_table_offset", at: 40 }.check(
+            self.l1_table_offset.to_u64(),
+            l1_size * TABLE_ENTRY_BYTES,
+            surroundings,
+        )?;
 
         let cluster_size = self.geometry.cluster_bits.bytes();
         let clusters = u64::from(self.refcount_table_clusters);
@@ -554,14 +575,11 @@ impl Header {
         if self.nb_snapshots > SNAPSHOTS_MAX {
             return Err(corrupt("nb_snapshots", snapshots, 60, Violation::TooManySnapshots));
         }
-        if snapshots > 0 {
-            Table { field: "snapshots_offset", at: 64 }.check(
-                self.snapshots_offset.to_u64(),
-                snapshots * SNAPSHOT_ENTRY_MIN_BYTES,
-                surroundings,
-            )?;
-        }
-        Ok(())
+        Table { field: "snapshots_offset", at: 64 }.check(
+            self.snapshots_offset.to_u64(),
+            snapshots * SNAPSHOT_ENTRY_MIN_BYTES,
+            surroundings,
+        )
     }
 }
 
@@ -607,12 +625,13 @@ impl Fixed {
         }
     }
 
-    /// Offset and length of the backing file name, if there is one.
+    /// Offset and length of the backing file name, if there is a place for one. A length of 0 is
+    /// no name, and still ends the extension area.
     fn parse_backing_range(&self, header_length: u64) -> Result<Option<(u64, u64)>> {
         let offset = self.raw.backing_file_offset.get();
         let length = u64::from(self.raw.backing_file_size.get());
-        // Without an offset the size is undefined; without a size there is no name.
-        if offset == 0 || length == 0 {
+        // Without an offset the size is undefined.
+        if offset == 0 {
             return Ok(None);
         }
         if offset < header_length {
@@ -656,7 +675,6 @@ impl Fixed {
         if let Some(violation) = violation {
             return Err(corrupt("header_length", header_length, 100, violation));
         }
-        let order = raw.refcount_order.get();
         let additional = usize::try_from(header_length.saturating_sub(104))
             .ok()
             .and_then(|length| behind.get(..length))
@@ -665,12 +683,22 @@ impl Fixed {
             incompatible: IncompatibleFeatures(raw.incompatible_features.get()),
             compatible: CompatibleFeatures(raw.compatible_features.get()),
             autoclear: AutoclearFeatures(raw.autoclear_features.get()),
-            refcount_order: RefcountOrder::new(order).ok_or_else(|| {
-                corrupt("refcount_order", order.into(), 96, Violation::RefcountOrder)
-            })?,
+            refcount_order: raw.refcount_order.get(),
             header_length,
             additional: additional.to_vec(),
         })
+    }
+
+    /// The error for incompatible bits nobody knows. They may have changed any other rule, so only
+    /// the image's own names for them are looked for, and only where they are easily found.
+    fn unknown_features(&self, v3: &V3, first_cluster: &[u8]) -> Error {
+        let table = self
+            .parse_backing_range(v3.header_length)
+            .ok()
+            .map(|range| range.map_or(self.cluster_bits.bytes(), |(offset, _)| offset))
+            .map(|end| bytes_between(first_cluster, v3.header_length, end))
+            .and_then(feature_name_table);
+        unknown_features(v3.incompatible, table.as_ref())
     }
 }
 
@@ -679,7 +707,7 @@ struct V3 {
     incompatible: IncompatibleFeatures,
     compatible: CompatibleFeatures,
     autoclear: AutoclearFeatures,
-    refcount_order: RefcountOrder,
+    refcount_order: u32,
     header_length: u64,
     additional: Vec<u8>,
 }
@@ -690,10 +718,16 @@ impl V3 {
             incompatible: IncompatibleFeatures::default(),
             compatible: CompatibleFeatures::default(),
             autoclear: AutoclearFeatures::default(),
-            refcount_order: RefcountOrder::DEFAULT,
+            refcount_order: RefcountOrder::DEFAULT.to_u32(),
             header_length: 72,
             additional: Vec::new(),
         }
+    }
+
+    fn parse_refcount_order(&self) -> Result<RefcountOrder> {
+        let order = self.refcount_order;
+        RefcountOrder::new(order)
+            .ok_or_else(|| corrupt("refcount_order", order.into(), 96, Violation::RefcountOrder))
     }
 
     fn parse_compression_type(&self) -> Result<CompressionType> {
@@ -710,6 +744,15 @@ impl V3 {
             (true, _) => Err(Unsupported::CompressionType { value }.into()),
         }
     }
+}
+
+/// The bytes from `start` to `end`, or as many of them as there are.
+fn bytes_between(bytes: &[u8], start: u64, end: u64) -> &[u8] {
+    bytes
+        .get(..usize::try_from(end).unwrap_or(usize::MAX))
+        .unwrap_or(bytes)
+        .get(usize::try_from(start).unwrap_or(usize::MAX)..)
+        .unwrap_or_default()
 }
 
 fn backing_name(first_cluster: &[u8], offset: u64, length: u64) -> Result<Vec<u8>> {

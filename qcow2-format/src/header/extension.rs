@@ -18,8 +18,8 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::error::{Error, FieldError, Result, Unsupported, Violation};
-use crate::feature::{Feature, FeatureType};
+use crate::error::{Error, FieldError, OptionsError, Result, Unsupported, Violation};
+use crate::feature::{Feature, FeatureType, IncompatibleFeatures};
 use crate::geometry::ClusterBits;
 use crate::raw::{RawBitmaps, RawEncryptionHeader, RawExtensionHeader, RawFeatureName};
 
@@ -128,6 +128,14 @@ pub(crate) struct Surroundings {
 }
 
 impl HeaderExtension {
+    /// An extension the specification does not know.
+    pub(crate) fn unknown(extension_type: u32, data: Vec<u8>) -> Result<Self, OptionsError> {
+        if extension_type == extension_type::END || is_known(extension_type) {
+            return Err(OptionsError::ExtensionTypeTaken { extension_type });
+        }
+        Ok(Self::Unknown { extension_type, data })
+    }
+
     /// The extension's type.
     #[must_use]
     pub fn extension_type(&self) -> u32 {
@@ -362,11 +370,13 @@ pub(crate) struct Table {
 
 impl Table {
     /// Checks that a table of `length` bytes at `offset` starts on a cluster boundary behind the
-    /// header and ends within the file.
+    /// header and ends within the file. Of an empty table only the boundary is asked.
     pub(crate) fn check(self, offset: u64, length: u64, within: Surroundings) -> Result<()> {
         let cluster_size = within.cluster_bits.bytes();
         let violation = if !within.cluster_bits.is_aligned(offset) {
             Violation::Unaligned { cluster_size }
+        } else if length == 0 {
+            return Ok(());
         } else if offset < cluster_size {
             Violation::OverlapsHeader
         } else if offset.checked_add(length).is_none_or(|end| end > within.file_length) {
@@ -382,12 +392,28 @@ pub(crate) fn corrupt(field: &'static str, value: u64, offset: u64, violation: V
     FieldError { field, value, offset, violation }.into()
 }
 
+/// The first feature name table in `area`, if the extensions before it can be walked.
+pub(crate) fn feature_name_table(area: &[u8]) -> Option<FeatureNameTable> {
+    let mut rest = area;
+    loop {
+        let (header, behind) = RawExtensionHeader::read_from_prefix(rest).ok()?;
+        let length = usize::try_from(header.length.get()).ok()?;
+        match header.extension_type.get() {
+            extension_type::END => return None,
+            extension_type::FEATURE_NAME_TABLE => {
+                return behind.get(..length).map(|data| FeatureNameTable(data.to_vec()));
+            }
+            _ => rest = behind.get(length.checked_next_multiple_of(8)?..)?,
+        }
+    }
+}
+
 /// The error for unknown incompatible bits, with the names the image itself gives them.
-pub(crate) fn unknown_features(value: u64, unknown: u64, extensions: &[HeaderExtension]) -> Error {
-    let table = extensions.iter().find_map(|extension| match extension {
-        HeaderExtension::FeatureNameTable(table) => Some(table),
-        _ => None,
-    });
+pub(crate) fn unknown_features(
+    features: IncompatibleFeatures,
+    table: Option<&FeatureNameTable>,
+) -> Error {
+    let unknown = features.unknown();
     let names = (0..u64::BITS)
         .filter(|bit| unknown >> bit & 1 == 1)
         .map(|bit| {
@@ -400,5 +426,5 @@ pub(crate) fn unknown_features(value: u64, unknown: u64, extensions: &[HeaderExt
                 )
         })
         .collect();
-    Unsupported::IncompatibleFeatures { value, names }.into()
+    Unsupported::IncompatibleFeatures { value: features.0, names }.into()
 }
