@@ -2,6 +2,12 @@
 //!
 //! Topics: the main job · extract · base · overlay and rebase · create · info · attach · errors.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's helpers panic like the test itself"
+)]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

@@ -73,7 +73,9 @@ pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<
     let mut header = previous.clone();
     let backing = backing_file(base, path, options.relative)?;
     header.set_backing_file(&backing).map_err(|error| from_format(error, path))?;
-    header.set_unknown_extension(BaseIdentity::EXTENSION_TYPE, BaseIdentity::of(base).encode());
+    header
+        .set_unknown_extension(BaseIdentity::EXTENSION_TYPE, BaseIdentity::of(base).encode())
+        .map_err(|error| from_format(error, path))?;
     header.replace(&previous, &file).map_err(|error| from_format(error, path))?;
     if options.durability != Durability::None {
         file.sync_all().map_err(|error| Error::io("sync the overlay", path, error))?;
