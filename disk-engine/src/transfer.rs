@@ -6,7 +6,7 @@
 //!   └────────────────────────────────────────────────────────────────────▶ SHA-256, when asked
 //! ```
 //!
-//! Memory is the decoder's window and about 10 MiB: six windows of the disk, six chunks of the
+//! Memory is the decoder's window and about 4 MiB: six windows of the disk, six chunks of the
 //! source. An error on either side stops the other at its next window, and so does a cancel.
 //!
 //! Callers: `cache` (bases) and `ops::extract`.

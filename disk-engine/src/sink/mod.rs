@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! raw       a sparse raw file, written by a thread of its own
-//! window    1 MiB of the disk at a time, and which of its blocks hold anything
+//! window    256 KiB of the disk at a time, and which of its blocks hold anything
 //! checksum  CRC-32 of what was written, extent by extent, in bounded memory
 //! ```
 //!

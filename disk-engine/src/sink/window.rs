@@ -1,4 +1,4 @@
-//! One window of a disk: 1 MiB at a multiple of 1 MiB, filled out of order never, with gaps often.
+//! One window of a disk: 256 KiB at a multiple of 256 KiB, filled out of order never, with gaps often.
 //!
 //! ```text
 //! block  │0       │4096    │8192    │12288   │16384   │        a block is all data and zeros, or
@@ -12,8 +12,9 @@
 
 use crate::source::content::at_most;
 
-/// Bytes of a window.
-pub(crate) const WINDOW: usize = 1 << 20;
+/// Bytes of a window. Six of them stay in a cache the two threads share; with 1 MiB each, writing
+/// took a third more processor time, and larger writes were no faster.
+pub(crate) const WINDOW: usize = 256 << 10;
 /// What is left out of a file at the least: the block of every common file system.
 pub(crate) const GRAIN: usize = 4096;
 
