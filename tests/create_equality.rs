@@ -5,8 +5,9 @@
 //! - the files have the same length, and every cluster in use has the same bytes (clusters
 //!   qemu-img freed on its way may hold anything);
 //! - `qemu-img check` is clean and says the same of both, image end offset included;
-//! - `qemu-img info` and `qemu-img map` say the same of both, but for names and space taken;
-//! - `qemu-img compare` finds the same content.
+//! - `qemu-img info` says the same of both, but for names and space taken;
+//! - for every eighth one, `qemu-img map` says the same and `qemu-img compare` finds the same content
+//!   (both follow from equal bytes, and QEMU takes its time).
 
 use std::fs;
 use std::path::Path;
@@ -180,7 +181,7 @@ fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
     let folder = folder.path();
     fs::File::create(folder.join("base.raw")).unwrap().set_len(1 << 20).unwrap();
     let points: Vec<_> = option_space().into_iter().filter(chosen).collect();
-    for point in &points {
+    for (number, point) in points.iter().enumerate() {
         let (theirs, ours) = (folder.join("theirs.qcow2"), folder.join("ours.qcow2"));
         let options = point.qemu_options();
         let size = point.size.to_string();
@@ -199,8 +200,8 @@ fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
             let say = |name| said(folder, &[arguments, &[name]].concat());
             assert_eq!(say("ours.qcow2"), say("theirs.qcow2"), "{arguments:?} of {point:?}");
         }
-        // Comparing and mapping exabytes takes QEMU minutes; equal metadata was shown above.
-        if point.size <= 128 << 30 && point.cluster_bits >= 12 {
+        // Mapping and comparing exabytes takes QEMU minutes.
+        if number % 8 == 0 && point.size <= 128 << 30 && point.cluster_bits >= 12 {
             let map = |name| said(folder, &["map", "-f", "qcow2", "--output=json", name]);
             assert_eq!(map("ours.qcow2"), map("theirs.qcow2"), "map of {point:?}");
             img_in(

@@ -351,6 +351,7 @@ proptest! {
             for block in used_blocks(layout, geometry) {
                 prop_assert!(layout.refcount_blocks[block].to_u64() != 0, "no block {}", block);
             }
+            check_counts(&image)?;
         }
     }
 }
@@ -360,4 +361,25 @@ fn used_blocks(layout: &Layout, geometry: Geometry) -> Vec<usize> {
     let per_block = usize::try_from(geometry.refcounts_per_block()).unwrap();
     let chunks = layout.used.chunks(per_block).enumerate();
     chunks.filter(|(_, used)| used.contains(&true)).map(|(block, _)| block).collect()
+}
+
+/// The refcount table and its blocks stand in the file where and as the layout says.
+fn check_counts(image: &NewImage) -> Result<(), TestCaseError> {
+    let (layout, geometry) = (image.layout(), image.header().geometry());
+    let storage = Recording::default();
+    image.write_to(&storage).unwrap();
+    let per_block = usize::try_from(geometry.refcounts_per_block()).unwrap();
+    let block_bytes = usize::try_from(geometry.cluster_bits.bytes()).unwrap();
+    let table =
+        storage.range(layout.refcount_table_offset.to_u64(), layout.refcount_blocks.len() * 8);
+    for (block, entry) in table.chunks(8).enumerate() {
+        let place = u64::from_be_bytes(entry.try_into().unwrap());
+        prop_assert_eq!(HostOffset(place), layout.refcount_blocks[block]);
+        if let Some(used) = layout.used.chunks(per_block).nth(block).filter(|_| place != 0) {
+            let mut counts = refcount::encode_ones(geometry.refcount_order, used.iter().copied());
+            counts.resize(block_bytes, 0);
+            prop_assert!(storage.range(place, block_bytes) == counts, "block {}", block);
+        }
+    }
+    Ok(())
 }
