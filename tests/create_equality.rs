@@ -4,10 +4,11 @@
 //!
 //! - the files have the same length, and every cluster in use has the same bytes (clusters
 //!   qemu-img freed on its way may hold anything);
-//! - `qemu-img check` is clean and says the same of both, image end offset included;
-//! - `qemu-img info` says the same of both, but for names and space taken;
+//! - `qemu-img check` finds ours clean;
+//! - for every fourth one, `qemu-img check` says the same of both, image end offset included, and so does
+//!   `qemu-img info`, but for names and space taken;
 //! - for every eighth one, `qemu-img map` says the same and `qemu-img compare` finds the same content
-//!   (both follow from equal bytes, and QEMU takes its time).
+//!   (all this follows from equal bytes, and QEMU takes its time).
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +18,7 @@ use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::{ClusterBits, Memory, RefcountOrder, WriteAt};
 use serde_json::Value;
 use testkit::qemu::img_in;
+use testkit::tool::memory_folder;
 
 /// One point of the option space, in qemu-img's words.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +103,11 @@ fn option_space() -> Vec<Point> {
                 let max = geometry.max_virtual_size();
                 let mut sizes = vec![512, span + 512];
                 if matches!(refcount_bits, 1 | 16 | 64) {
-                    sizes.extend([0, span, 64 << 20, max]);
+                    sizes.extend([0, span, 64 << 20]);
+                }
+                // The largest L1 table takes 32 MiB; over tiny clusters it moves the refcount table.
+                if refcount_bits == 16 || (refcount_bits == 64 && cluster_bits <= 11) {
+                    sizes.push(max);
                 }
                 // L1 tables that just fill the first refcount block, then one cluster more.
                 let clusters_left = geometry.refcounts_per_block() - 3;
@@ -177,7 +183,7 @@ fn new_images_with_clusters_from_32_kib_are_qemu_imgs_own() {
 }
 
 fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let folder = folder.path();
     fs::File::create(folder.join("base.raw")).unwrap().set_len(1 << 20).unwrap();
     let points: Vec<_> = option_space().into_iter().filter(chosen).collect();
@@ -193,12 +199,14 @@ fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
         img_in(folder, &arguments);
         point.ours(&fs::File::create(&ours).unwrap()).unwrap();
         assert_same_bytes(point, &fs::read(&ours).unwrap(), &fs::read(&theirs).unwrap());
-        for arguments in [
-            &["check", "-f", "qcow2", "--output=json"][..],
-            &["info", "-f", "qcow2", "--output=json"],
-        ] {
-            let say = |name| said(folder, &[arguments, &[name]].concat());
-            assert_eq!(say("ours.qcow2"), say("theirs.qcow2"), "{arguments:?} of {point:?}");
+        let say = |arguments: &[&str], name| said(folder, &[arguments, &[name]].concat());
+        let check = ["check", "-f", "qcow2", "--output=json"];
+        let ours = say(&check, "ours.qcow2");
+        if number % 4 == 0 {
+            assert_eq!(ours, say(&check, "theirs.qcow2"), "check of {point:?}");
+            let info = ["info", "-f", "qcow2", "--output=json"];
+            let (ours, theirs) = (say(&info, "ours.qcow2"), say(&info, "theirs.qcow2"));
+            assert_eq!(ours, theirs, "info of {point:?}");
         }
         // Mapping and comparing exabytes takes QEMU minutes.
         if number % 8 == 0 && point.size <= 128 << 30 && point.cluster_bits >= 12 {
@@ -215,7 +223,7 @@ fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
 
 #[test]
 fn qemu_img_refuses_what_we_refuse() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let point = Point {
         size: 1 << 30,
         cluster_bits: 16,

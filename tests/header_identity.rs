@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use qcow2_format::Header;
-use testkit::qemu_img;
+use testkit::qemu::img_in;
+use testkit::tool::memory_folder;
 
 /// Reads the header of an image and compares what we write with what stands there, to the end of
 /// the first cluster.
@@ -30,13 +31,13 @@ fn create(folder: &Path, options: &str, more: &[&str], size: &str) -> Header {
     let mut arguments = vec!["create", "-q", "-f", "qcow2", "-o", options];
     arguments.extend_from_slice(more);
     arguments.extend(["new.qcow2", size]);
-    qemu_img(folder, &arguments);
+    img_in(folder, &arguments);
     check(folder, "new.qcow2", &format!("{arguments:?}"))
 }
 
 #[test]
 fn every_cluster_size_version_and_refcount_width() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     for bits in 9..=21 {
         let cluster = 1 << bits;
         let header =
@@ -58,7 +59,7 @@ fn every_cluster_size_version_and_refcount_width() {
 
 #[test]
 fn every_preallocation_and_size() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     for preallocation in ["off", "metadata", "falloc", "full"] {
         for (cluster, sizes) in [
             (512, ["0", "512", "1M"]),
@@ -86,7 +87,7 @@ fn every_preallocation_and_size() {
 
 #[test]
 fn every_backing_name_and_format() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     for compat in ["0.10", "1.1"] {
         for length in [1, 7, 8, 9, 500, 1015, 1022, 1023] {
             let name = "b".repeat(length);
@@ -102,7 +103,7 @@ fn every_backing_name_and_format() {
 
 #[test]
 fn encryption_and_external_data() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let secret = ["--object", "secret,id=key,data=open sesame"];
     for compat in ["0.10", "1.1"] {
         for cluster in [512, 65_536, 2 << 20] {
@@ -126,10 +127,10 @@ fn encryption_and_external_data() {
 
 #[test]
 fn every_command_that_rewrites_a_header() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     let folder = folder.path();
-    qemu_img(folder, &["create", "-q", "-f", "raw", "base.img", "1M"]);
-    qemu_img(folder, &["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]);
+    img_in(folder, &["create", "-q", "-f", "raw", "base.img", "1M"]);
+    img_in(folder, &["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]);
     let on_base = ["-b", "base.img", "-F", "raw"];
     let long = format!("./{}base.img", "./".repeat(500));
     let stories: &[&[&[&str]]] = &[
@@ -165,7 +166,7 @@ fn every_command_that_rewrites_a_header() {
                     ["resize", .., _] => arguments.swap(command.len() - 1, command.len()),
                     _ => {}
                 }
-                qemu_img(folder, &arguments);
+                img_in(folder, &arguments);
                 check(folder, "new.qcow2", &format!("{cluster}: {arguments:?}"));
             }
         }
@@ -174,7 +175,7 @@ fn every_command_that_rewrites_a_header() {
 
 #[test]
 fn images_in_use_and_killed_writers() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = memory_folder();
     for options in ["lazy_refcounts=on", "lazy_refcounts=on,cluster_size=512"] {
         create(folder.path(), options, &[], "1M");
         // Killed by its own command: the dirty bit stays.

@@ -33,3 +33,14 @@ fn starts(program: &str) -> bool {
         .status()
         .is_ok()
 }
+
+/// A folder for files that nobody needs to keep: in memory where the machine has that, since
+/// `qemu-img` syncs every image it makes.
+///
+/// # Panics
+///
+/// No folder can be made.
+#[must_use]
+pub fn memory_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
