@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::cache::{BaseOptions, CachedBase, ImageCache, KeyPolicy, Origin};
+use crate::cli::source::SourceOptions;
 use crate::cli::{Output, progress, size};
 use crate::error::Result;
-use crate::source::Source;
 use crate::sys::pending::Durability;
 
 /// Make sure that a base is in the cache; its path is the last line printed.
@@ -22,9 +22,8 @@ pub(crate) struct Arguments {
     /// What makes it the same base: content, sha256:HEX (verified) or name:NAME (vouched for)
     #[arg(long, value_name = "KEY", default_value = "content", value_parser = parse_key)]
     key: KeyPolicy,
-    /// The archive's member that is the disk
-    #[arg(long, value_name = "NAME")]
-    member: Option<String>,
+    #[command(flatten)]
+    options: SourceOptions,
     /// How long to wait for others who make the base; without it, as long as it takes
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     timeout: Option<Duration>,
@@ -49,13 +48,7 @@ struct Report<'a> {
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     let started = Instant::now();
     let cache = ImageCache::open(&arguments.cache)?;
-    let mut source = match arguments.source.as_os_str() {
-        dash if dash == "-" => Source::stdin(),
-        _ => Source::path(&arguments.source),
-    };
-    if let Some(member) = &arguments.member {
-        source = source.with_member(member);
-    }
+    let source = arguments.options.at(&arguments.source);
     let (control, drawing) = progress::draw(output);
     let options = BaseOptions {
         policy: arguments.key,

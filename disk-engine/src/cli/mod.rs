@@ -23,6 +23,7 @@ mod prepare;
 mod progress;
 mod rebase;
 mod size;
+mod source;
 
 use std::process::ExitCode;
 
@@ -31,9 +32,13 @@ use clap::{Parser, Subcommand};
 use crate::error::ErrorKind;
 pub(crate) use output::Output;
 
+/// As documented above and in the README.
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is \
+    corrupt or does not match; 4 no space; 5 timed out waiting for someone else.";
+
 /// One compressed image archive in, any number of thin VM disks out.
 #[derive(Debug, Parser)]
-#[command(name = "disk-engine", version, about, max_term_width = 100)]
+#[command(name = "disk-engine", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 struct Arguments {
     /// Print the report (and any error) as JSON
     #[arg(long, global = true)]

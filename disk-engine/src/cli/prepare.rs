@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::attachment::Disk;
 use crate::cache::{BaseOptions, ImageCache, KeyPolicy};
+use crate::cli::source::SourceOptions;
 use crate::cli::{Output, progress, size};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,9 +39,8 @@ pub(crate) struct Arguments {
     /// What makes it the same base: content, sha256:HEX (verified) or name:NAME (vouched for)
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     key: Option<KeyPolicy>,
-    /// The archive's member that is the disk
-    #[arg(long, value_name = "NAME")]
-    member: Option<String>,
+    #[command(flatten)]
+    options: SourceOptions,
     /// Name the base relative to each overlay's folder, so that the tree can move as a whole
     #[arg(long)]
     relative: bool,
@@ -129,18 +129,13 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
 
 /// The archive, and the key it is cached under unless the caller chooses one.
 fn source(arguments: &Arguments) -> (Source, KeyPolicy) {
-    let (source, key) = match &arguments.source {
+    match &arguments.source {
         None => {
             let digest = Sha256Digest(Sha256::digest(BOOT_IMAGE).into());
             let source = Source::reader(Cursor::new(BOOT_IMAGE), "the built-in boot image");
-            (source, KeyPolicy::Stated(digest))
+            (arguments.options.apply(source), KeyPolicy::Stated(digest))
         }
-        Some(path) if path.as_os_str() == "-" => (Source::stdin(), KeyPolicy::default()),
-        Some(path) => (Source::path(path), KeyPolicy::default()),
-    };
-    match &arguments.member {
-        Some(member) => (source.with_member(member), key),
-        None => (source, key),
+        Some(path) => (arguments.options.at(path), KeyPolicy::default()),
     }
 }
 
