@@ -9,7 +9,7 @@
 //! Memory is the decoder's window and about 10 MiB: six windows of the disk, six chunks of the
 //! source. An error on either side stops the other at its next window, and so does a cancel.
 //!
-//! Callers: `cache` (bases) and [`crate::ops::extract`].
+//! Callers: `cache` (bases) and `ops::extract`.
 
 use std::fs::File;
 use std::path::Path;

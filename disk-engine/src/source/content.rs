@@ -36,6 +36,10 @@ impl Content {
         let mut decoder = Decoder::new(input, limits)?;
         let mut head = [0; BLOCK];
         let head_length = decoder.read(&mut head)?;
+        if head_length == 0 {
+            let position = decoder.input().position();
+            return Err(Defect::corrupt("the source is empty once decompressed").at(position, None));
+        }
         Ok(Self { decoder, head, head_length, position: 0, scratch: Vec::new(), control })
     }
 

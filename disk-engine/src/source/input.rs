@@ -233,7 +233,10 @@ pub(crate) fn zeroed(length: usize) -> Result<Vec<u8>> {
         Error::new(ErrorKind::Limit, format!("no memory for a buffer of {length} bytes"))
             .with_source(error)
     })?;
-    memory.resize(length, 0);
+    while memory.len() < length {
+        memory.extend_from_slice(&[0; 4096]);
+    }
+    memory.truncate(length);
     Ok(memory)
 }
 

@@ -86,13 +86,19 @@ impl Defect {
         self
     }
 
-    /// The error, once it is known how far the source was read and where in the archive that is.
+    /// The error, once it is known how far the source was read and where in the archive that is. A
+    /// choice that came to nothing has no place: the whole archive was read for it.
     pub(crate) fn at(self, source_offset: u64, archive_offset: Option<u64>) -> Error {
+        let placed = !matches!(self.kind, ErrorKind::NotFound | ErrorKind::InvalidInput);
+        let archive_offset = archive_offset.filter(|_| placed);
         let message = match archive_offset {
             Some(offset) => format!("{} (byte {offset:#x} once decompressed)", self.message),
             None => self.message,
         };
-        let mut error = Error::new(self.kind, message).with_offset(source_offset);
+        let mut error = Error::new(self.kind, message);
+        if placed {
+            error = error.with_offset(source_offset);
+        }
         if let Some(field) = self.field {
             error = error.with_field(field);
         }

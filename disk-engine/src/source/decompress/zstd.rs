@@ -9,7 +9,9 @@
 //! ```
 //!
 //! libzstd decodes straight into the caller's memory; besides that it holds one window. A frame
-//! cut anywhere, a byte after the last frame, a lying content size: [`ErrorKind::Corrupt`].
+//! cut anywhere, a byte after the last frame, a lying content size: [`ErrorKind::Corrupt`]. Only a cut
+//! exactly between two frames looks whole from here; an archive inside then lacks its end, a bare disk
+//! is shorter, and only a stated digest tells.
 //!
 //! [`ErrorKind::Corrupt`]: crate::ErrorKind::Corrupt
 

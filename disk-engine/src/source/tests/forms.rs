@@ -40,14 +40,6 @@ fn bare_disks_come_in_every_compression() {
 }
 
 #[test]
-fn a_disk_without_bytes_is_a_disk_when_it_is_compressed() {
-    for (name, compress) in compressions() {
-        let outcome = run_bytes(compress(&[]));
-        assert_eq!(outcome.is_ok(), name != "none", "{name}");
-    }
-}
-
-#[test]
 fn frames_may_be_many_and_skippable_ones_anywhere() {
     let disk = noise(10_000);
     let skip = |length: u8| {

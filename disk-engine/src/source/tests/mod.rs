@@ -4,11 +4,13 @@
 //! forms      what a disk may come in, compared byte for byte
 //! hostile    what is refused, by which name, leaving nothing
 //! archives   files made by other programs, in testdata/archives
+//! random     arbitrary bytes and mutated archives
 //! ```
 
 mod archives;
 mod forms;
 mod hostile;
+mod random;
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, Write};
@@ -80,10 +82,12 @@ fn xz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+type Compress = fn(&[u8]) -> Vec<u8>;
+
 /// Every way to compress, by name.
-fn compressions() -> Vec<(&'static str, fn(&[u8]) -> Vec<u8>)> {
+fn compressions() -> Vec<(&'static str, Compress)> {
     vec![
-        ("none", <[u8]>::to_vec as fn(&[u8]) -> Vec<u8>),
+        ("none", <[u8]>::to_vec as Compress),
         ("zstd", zstd),
         #[cfg(feature = "gzip")]
         ("gzip", gzip),
