@@ -348,6 +348,18 @@ fn what_is_read_is_never_replaced() {
 }
 
 #[test]
+fn a_dash_is_no_destination() {
+    let shell = Shell::new();
+    fs::write(shell.path("a"), zstd(&disk())).unwrap();
+    for arguments in [&["extract", "a", "-"][..], &["extract", "a", "-", "--force"]] {
+        assert_eq!(shell.error(arguments, 2)["code"], "invalid-input");
+    }
+    assert_eq!(shell.names(), ["a"]);
+    shell.report(&["extract", "a", "./-"]);
+    assert_eq!(shell.names(), ["-", "a"]);
+}
+
+#[test]
 fn a_rebase_onto_a_larger_base_or_of_no_file_is_refused() {
     let shell = Shell::new();
     shell.raw("small", 1 << 20);

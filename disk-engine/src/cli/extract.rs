@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::{Output, size};
 use crate::control::{Control, Event};
 use crate::digest::Sha256Digest;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{self, ExtractOptions, ExtractReport};
 use crate::source::{Compression, Container, Limits, Source};
 use crate::sys::pending::Existing;
@@ -18,7 +18,7 @@ use crate::sys::pending::Existing;
 pub(crate) struct Arguments {
     /// A tar archive or a disk image, plain or compressed (zstd, gzip, xz); '-' reads standard input
     source: PathBuf,
-    /// The raw file to make
+    /// The raw file to make; holes need a file, so '-' is refused ('./-' is a file of that name)
     destination: PathBuf,
     /// The archive's member to take [default: its only file, else disk.img]
     #[arg(long, value_name = "NAME")]
@@ -51,6 +51,13 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
+    if arguments.destination.as_os_str() == "-" {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "a sparse file cannot be written to standard output",
+        )
+        .with_hint("write ./- for a file of that name"));
+    }
     let mut limits = Limits { max_window: 1 << arguments.long, ..Limits::default() };
     if let Some(max_size) = arguments.max_size {
         limits.max_image_size = max_size;

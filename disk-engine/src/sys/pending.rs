@@ -294,7 +294,7 @@ impl Drop for Temporary {
 }
 
 /// The destination as an absolute-or-relative path with a final name. When replacing, a symbolic
-/// link stays and what it points to is replaced.
+/// link stays and what it points to is replaced; one that leads nowhere is replaced itself.
 fn resolve(destination: &Path, existing: Existing) -> Result<PathBuf> {
     split(destination)?;
     if existing == Existing::Replace {
