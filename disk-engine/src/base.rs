@@ -17,6 +17,7 @@ use qcow2_format::header::CryptMethod;
 use crate::disk::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::FileLock;
+use crate::sys::open;
 
 /// The format of a base. Always stated by the caller, never guessed from content a guest wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,20 @@ impl BaseImage {
     /// A base of the cache: `path` is absolute, `lease` a shared lock on the base file itself.
     pub(crate) fn leased(path: PathBuf, virtual_size: u64, key: String, lease: FileLock) -> Self {
         Self { path, format: BaseFormat::Raw, virtual_size, key: Some(key), _lease: Some(lease) }
+    }
+
+    /// Refuses to put a new image at `image` where the base itself lies.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`]: both are one file, under whichever names.
+    pub(crate) fn refuse_as_overlay(base: &Path, image: &Path) -> Result<()> {
+        if fs::metadata(base).is_ok_and(|base| open::is_same_file(&base, image)) {
+            return Err(Error::new(ErrorKind::InvalidInput, "an image cannot stand on itself")
+                .with_path(image)
+                .with_hint("choose another base, or another path"));
+        }
+        Ok(())
     }
 
     /// A base the caller names, in the format the caller states. A qcow2 base's own header is

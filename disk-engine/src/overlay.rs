@@ -121,7 +121,8 @@ impl OverlayBuilder<'_> {
     ///
     /// [`ErrorKind::AlreadyExists`] if something stands there and neither reuse nor replacement
     /// was asked for; [`ErrorKind::Mismatch`] if what stands there does not fit;
-    /// [`ErrorKind::InvalidInput`] if the base's path cannot be a backing file name;
+    /// [`ErrorKind::InvalidInput`] if the base's path cannot be a backing file name, or the overlay
+    /// would replace its own base;
     /// otherwise what the system says. Nothing is left of an overlay that failed.
     pub fn create(&self) -> Result<Overlay> {
         if self.reuse && self.path.symlink_metadata().is_ok() {
@@ -140,6 +141,9 @@ impl OverlayBuilder<'_> {
     }
 
     fn create_new(&self) -> Result<Overlay> {
+        if self.existing == Existing::Replace {
+            BaseImage::refuse_as_overlay(self.base.path(), &self.path)?;
+        }
         let backing = backing_file(self.base, &self.path, self.relative)?;
         let image = CreateOptions::new(self.virtual_size()?)
             .backing(backing)

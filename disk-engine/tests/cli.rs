@@ -124,7 +124,7 @@ fn a_preparation_that_fails_removes_what_it_made_and_nothing_else() {
     fs::write(shell.path("vms/vm1/primary.qcow2"), b"precious").unwrap();
     let error = shell.error(&["prepare", "--nodes", "2", "--dir", "vms"], 3);
     assert_eq!(error["code"], "mismatch");
-    assert!(!shell.path("vms/vm0/primary.qcow2").exists());
+    assert!(!shell.path("vms/vm0").exists());
     assert_eq!(fs::read(shell.path("vms/vm1/primary.qcow2")).unwrap(), b"precious");
 }
 
@@ -275,6 +275,12 @@ fn attach_speaks_both_languages() {
     assert!(arguments["arguments"].as_array().unwrap().iter().any(|word| word == "-blockdev"));
     let arguments = shell.report(&["attach", "vm.qcow2", "--for", "qemu", "--form", "drive"]);
     assert!(arguments["arguments"].as_array().unwrap().iter().any(|word| word == "-drive"));
+    for no_disk in [".", "/dev/null"] {
+        for hypervisor in ["libvirt", "qemu"] {
+            let error = shell.error(&["attach", "--raw", no_disk, "--for", hypervisor], 2);
+            assert_eq!(error["code"], "invalid-input");
+        }
+    }
 }
 
 #[test]
@@ -303,6 +309,99 @@ fn wrong_words_exit_with_two_and_help_with_zero() {
     for arguments in [&["--help"][..], &["--version"], &["prepare", "--help"]] {
         assert_eq!(shell.run(arguments).status.code(), Some(0), "{arguments:?}");
     }
+}
+
+#[test]
+fn what_is_read_is_never_replaced() {
+    let shell = Shell::new();
+    let archive = zstd(&disk());
+    fs::write(shell.path("a"), &archive).unwrap();
+    std::os::unix::fs::symlink("a", shell.path("link")).unwrap();
+    fs::hard_link(shell.path("a"), shell.path("hard")).unwrap();
+    for destination in ["a", "link", "hard", "./a"] {
+        let error = shell.error(&["extract", "a", destination, "--force"], 2);
+        assert_eq!(error["code"], "invalid-input", "{destination}");
+        assert_eq!(fs::read(shell.path(destination)).unwrap(), archive, "{destination}");
+    }
+    let output = shell
+        .command(&["extract", "-", "a", "--force"])
+        .stdin(fs::File::open(shell.path("a")).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(fs::read(shell.path("a")).unwrap(), archive);
+
+    shell.raw("base", 1 << 20);
+    for arguments in [
+        &["overlay", "base", "base", "--force"][..],
+        &["create", "base", "-b", "base", "-F", "raw", "--force"],
+        &["create", "base", "1M", "-u", "-b", "./base", "-F", "raw", "--force"],
+    ] {
+        assert_eq!(shell.error(arguments, 2)["code"], "invalid-input", "{arguments:?}");
+        assert_eq!(fs::metadata(shell.path("base")).unwrap().len(), 1 << 20);
+    }
+    assert!(shell.run(&["create", "image", "1M"]).status.success());
+    let before = fs::read(shell.path("image")).unwrap();
+    let error = shell.error(&["rebase", "image", "image", "-F", "qcow2", "--force"], 2);
+    assert_eq!(error["code"], "invalid-input");
+    assert_eq!(fs::read(shell.path("image")).unwrap(), before);
+}
+
+#[test]
+fn a_dash_is_no_destination() {
+    let shell = Shell::new();
+    fs::write(shell.path("a"), zstd(&disk())).unwrap();
+    for arguments in [&["extract", "a", "-"][..], &["extract", "a", "-", "--force"]] {
+        assert_eq!(shell.error(arguments, 2)["code"], "invalid-input");
+    }
+    assert_eq!(shell.names(), ["a"]);
+    shell.report(&["extract", "a", "./-"]);
+    assert_eq!(shell.names(), ["-", "a"]);
+}
+
+#[test]
+fn a_rebase_onto_a_larger_base_or_of_no_file_is_refused() {
+    let shell = Shell::new();
+    shell.raw("small", 1 << 20);
+    shell.raw("large", 2 << 20);
+    assert!(shell.run(&["create", "vm", "-b", "small", "-F", "raw"]).status.success());
+    assert_eq!(shell.error(&["rebase", "vm", "large"], 3)["code"], "mismatch");
+    assert!(shell.run(&["rebase", "vm", "large", "--force"]).status.success());
+    assert_eq!(shell.error(&["rebase", ".", "small"], 2)["code"], "invalid-input");
+    assert_eq!(shell.error(&["rebase", "/dev/null", "small"], 2)["code"], "invalid-input");
+}
+
+#[test]
+fn wrong_words_are_json_where_json_is_asked_for() {
+    let shell = Shell::new();
+    for arguments in [
+        &["extract", "a"][..],
+        &["nonsense"],
+        &[],
+        &["info", "--nonsense", "x"],
+        &["prepare", "--nodes", "0", "--dir", "x"],
+    ] {
+        let error = shell.error(arguments, 2);
+        assert_eq!(error["code"], "invalid-input", "{arguments:?}");
+        let message = error["message"].as_str().unwrap();
+        assert!(!message.is_empty() && !message.contains('\n'), "{message}");
+    }
+    // After `--` it is a file's name.
+    let output = shell.run(&["info", "--", "--json", "more"]);
+    assert!(output.stderr.starts_with(b"error:"), "{output:?}");
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_an_error_like_others() {
+    let shell = Shell::new();
+    let tool = env!("CARGO_BIN_EXE_disk-engine");
+    let script = format!("ulimit -f 8; exec '{tool}' create image 1G --json");
+    let output =
+        Command::new("sh").args(["-c", &script]).current_dir(shell.path(".")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = serde_json::from_slice::<Value>(&output.stderr).unwrap()["error"].clone();
+    assert_eq!(error["errno"], 27);
+    assert!(shell.names().is_empty());
 }
 
 #[test]

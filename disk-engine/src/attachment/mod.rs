@@ -37,6 +37,7 @@ mod target;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::base::{BaseFormat, BaseImage};
@@ -326,7 +327,7 @@ impl Disk {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] for options that exclude each other, a serial number virtio cannot
-    /// carry, or a raw disk too uneven for its cache mode; otherwise what the system says.
+    /// carry, what is neither a file nor a block device, or a raw disk too uneven for its cache mode; otherwise what the system says.
     pub fn check(&self) -> Result<()> {
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_MAX
@@ -350,7 +351,19 @@ impl Disk {
             .with_path(self.path())
             .with_hint("use cache mode none or directsync"));
         }
+        self.check_kind()?;
         self.check_alignment()
+    }
+
+    /// Nobody opens a raw disk before QEMU does. One that is not there yet may still come.
+    fn check_kind(&self) -> Result<()> {
+        let is_disk =
+            |metadata: fs::Metadata| metadata.is_file() || metadata.file_type().is_block_device();
+        if fs::metadata(self.path()).map_or(true, is_disk) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidInput, "a disk is a regular file or a block device")
+            .with_path(self.path()))
     }
 
     /// QEMU: "Cannot get 'write' permission without 'resize': Image size is not a multiple of

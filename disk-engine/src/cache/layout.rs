@@ -167,7 +167,14 @@ fn trust(folder: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
         metadata = look()?;
     }
-    let (user, mode) = (host::effective_user(), metadata.permissions().mode() & 0o7777);
+    let user = host::effective_user();
+    if metadata.permissions().mode() & 0o700 == 0 && metadata.is_dir() && metadata.uid() == user {
+        // Whoever made it was killed before it could set the permissions.
+        fs::set_permissions(folder, Permissions::from_mode(0o700))
+            .map_err(|error| Error::io("set the permissions of", folder, error))?;
+        metadata = look()?;
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
     if metadata.is_symlink() {
         return Err(refused("a symbolic link stands where a folder of the cache belongs".into()));
     }
@@ -208,6 +215,18 @@ fn tag(root: &Path) {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_folder_left_without_permissions_is_completed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("cache");
+        Layout::open(&root).unwrap();
+        for part in ["", "v1", "v1/bases", "v1/locks", "v1/sources", "v1/tmp"] {
+            fs::set_permissions(root.join(part), Permissions::from_mode(0)).unwrap();
+            Layout::open(&root).unwrap();
+            assert_eq!(mode(&root.join(part)), 0o700, "{part}");
+        }
+    }
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::source::SourceOptions;
 use crate::cli::{Output, progress, size};
 use crate::digest::Sha256Digest;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{self, ExtractOptions, ExtractReport};
 use crate::source::{Compression, Container};
 use crate::sys::pending::Existing;
@@ -17,7 +17,7 @@ use crate::sys::pending::Existing;
 pub(crate) struct Arguments {
     /// A tar archive or a disk image, plain or compressed (zstd, gzip, xz); '-' reads standard input
     source: PathBuf,
-    /// The raw file to make
+    /// The raw file to make; holes need a file, so '-' is refused ('./-' is a file of that name)
     destination: PathBuf,
     /// Fail unless the source's SHA-256 is this, as sha256sum prints it
     #[arg(long, value_name = "HEX")]
@@ -43,6 +43,13 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
+    if arguments.destination.as_os_str() == "-" {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "a sparse file cannot be written to standard output",
+        )
+        .with_hint("write ./- for a file of that name"));
+    }
     let source = arguments.options.at(&arguments.source);
     let label = source.label();
     let (control, drawing) = progress::draw(output);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use crate::cli::output::is_hidden;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, size};
 use crate::disk::chain::probe_top;
@@ -67,7 +68,7 @@ fn render_image(image: &ImageInfo) -> String {
         // A name from an image must not drive the terminal.
         let value: String = value
             .chars()
-            .map(|letter| if letter.is_control() { '\u{fffd}' } else { letter })
+            .map(|letter| if is_hidden(letter) { '\u{fffd}' } else { letter })
             .collect();
         let _ = writeln!(text, "{name}: {value}");
     };

@@ -8,6 +8,8 @@
 //! one file per command: fill options, call one operation, render one report
 //! ```
 //!
+//! With `--json` every error is JSON, wrong words included (code `invalid-input`).
+//!
 //! Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is corrupt or does not
 //! match; 4 no space; 5 timed out waiting for someone else.
 
@@ -29,7 +31,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
+use crate::sys::signal;
 pub(crate) use output::Output;
 
 /// As documented above and in the README.
@@ -62,8 +65,13 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    signal::survive_file_size_limit();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() && json_wanted() => {
+            Output::new(true).error(&usage(&error));
+            return ExitCode::from(2);
+        }
         Err(error) => {
             // Printing help into a closed pipe is a normal ending.
             let _ = error.print();
@@ -94,4 +102,23 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Whether the command line asks for JSON, as far as one can tell that is wrong.
+fn json_wanted() -> bool {
+    std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json")
+}
+
+/// What is wrong with the command line: the parser's own words up to its hints.
+fn usage(error: &clap::Error) -> Error {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Error::new(ErrorKind::InvalidInput, "no command is given");
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let lines = text.lines().map(str::trim).take_while(|line| {
+        !["Usage:", "tip:", "For more information"].iter().any(|start| line.starts_with(start))
+    });
+    let message: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+    Error::new(ErrorKind::InvalidInput, message.join(" "))
 }

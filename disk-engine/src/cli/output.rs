@@ -1,6 +1,6 @@
 //! Reports and errors, as text for a person or as JSON for a program.
 //!
-//! Reports go to standard output, everything else to standard error. A closed pipe is a normal
+//! Names come from images and archives: what would drive a terminal is escaped, in JSON too. Reports go to standard output, everything else to standard error. A closed pipe is a normal
 //! ending: nobody is left to read, so nothing is said.
 
 use std::io::{self, IsTerminal, Write};
@@ -34,6 +34,9 @@ impl Output {
         } else {
             text.to_owned()
         };
+        if self.json {
+            line = escape_hidden(&line);
+        }
         if !line.ends_with('\n') {
             line.push('\n');
         }
@@ -67,11 +70,52 @@ impl Output {
                     "causes": causes,
                 }
             });
-            value.to_string()
+            escape_hidden(&value.to_string())
         } else {
             std::iter::once(error.to_string()).chain(causes).collect::<Vec<_>>().join(": ")
         };
         let prefix = if self.json { "" } else { "disk-engine: " };
         let _ = writeln!(io::stderr(), "{prefix}{text}");
+    }
+}
+
+/// Whether a letter shows nothing of itself: controls, and what turns the direction of text.
+pub(crate) fn is_hidden(letter: char) -> bool {
+    !matches!(letter, '"' | '\'' | '\\') && letter.escape_debug().len() > 1
+}
+
+/// JSON with every hidden letter escaped; outside of its strings there are none but newlines.
+fn escape_hidden(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter != '\n' && is_hidden(letter) {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(letter);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_letters_are_escaped_and_mean_the_same() {
+        for name in [
+            "a\u{7f}b",
+            "\u{9b}31m",
+            "\u{202e}gpj",
+            "\u{e0001}x",
+            "plain \"ü\" \\ 雪",
+            "\n\t\u{1b}",
+        ] {
+            let json = escape_hidden(&serde_json::to_string(name).unwrap());
+            assert!(!json.chars().any(is_hidden), "{json}");
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), name);
+        }
     }
 }

@@ -8,8 +8,8 @@
 //! that names a backing file without its format is refused, because guessing would believe what
 //! a guest wrote. Callers: `ops::info`.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -185,18 +185,25 @@ pub(crate) fn length(file: &File, path: &Path) -> Result<u64> {
 
 /// Opens a file the caller names, for reading: a regular file or a block device.
 pub(crate) fn open_top(path: &Path) -> Result<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)
-        .map_err(|error| Error::io("open", path, error))?;
+    open_image(path, File::options().read(true))
+}
+
+/// Opens a file the caller names, as `options` say: a regular file or a block device.
+pub(crate) fn open_image(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    let misplaced = || {
+        Error::new(ErrorKind::InvalidInput, "an image is a regular file or a block device")
+            .with_path(path)
+    };
+    let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(|error| {
+        match error.kind() {
+            // Only said to a writer; a reader finds out below.
+            io::ErrorKind::IsADirectory => misplaced().with_source(error),
+            _ => Error::io("open", path, error),
+        }
+    })?;
     let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "an image is a regular file or a block device",
-        )
-        .with_path(path));
+        return Err(misplaced());
     }
     Ok(file)
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use qcow2_format::{CreateOptions, Header};
 
+use crate::base::BaseImage;
 use crate::disk::chain::from_format;
+use crate::disk::policy::plain_path;
 use crate::error::Result;
 use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 
@@ -29,11 +31,17 @@ impl Default for CreateFileOptions {
 ///
 /// # Errors
 ///
-/// [`crate::ErrorKind::InvalidInput`] for options that no image can have,
+/// [`crate::ErrorKind::InvalidInput`] for options that no image can have, and for an image that
+/// would replace the backing file it names,
 /// [`crate::ErrorKind::AlreadyExists`] if something stands there, else what the system says.
 /// Nothing is left of an image that failed.
 pub fn create(path: &Path, image: &CreateOptions, options: &CreateFileOptions) -> Result<Header> {
     let image = image.plan().map_err(|error| from_format(error, path))?;
+    if let Some(name) = image.header().backing_file()
+        && let Ok(base) = plain_path(path, name)
+    {
+        BaseImage::refuse_as_overlay(&base, path)?;
+    }
     let pending = PendingFile::create(path, options.existing, options.mode)?;
     image.write_to(pending.file()).map_err(|error| from_format(error, path))?;
     pending.publish(options.durability)?;

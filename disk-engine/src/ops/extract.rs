@@ -60,7 +60,8 @@ pub struct ExtractReport {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::AlreadyExists`] unless told to replace; otherwise as [`extract_into`] and the
+/// [`ErrorKind::AlreadyExists`] unless told to replace; [`ErrorKind::InvalidInput`] if that would
+/// replace the source itself, under whichever name; otherwise as [`extract_into`] and the
 /// operating system say. Nothing is left behind, and what stood there still stands.
 pub fn extract(
     source: Source,
@@ -73,7 +74,16 @@ pub fn extract(
         return Err(Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
             .with_path(destination));
     }
-    // What cannot be removed is in nobody's way.
+    if options.existing == Existing::Replace && source.is_file(destination) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "the source would be replaced by what is read from it",
+        )
+        .with_path(destination)
+        .with_hint("choose another destination"));
+    }
+    // A replacement that was killed may have left something, and what cannot be removed is in
+    // nobody's way.
     let _ = pending::sweep(destination);
     let pending = PendingFile::create(destination, options.existing, options.mode)?;
     let transfer_options = TransferOptions {

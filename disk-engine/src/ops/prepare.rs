@@ -7,9 +7,10 @@
 //! ```
 //!
 //! A second call with the same folder is a reboot: overlays that fit are kept with their guests'
-//! state. A call that fails removes the overlays it made itself, and nothing else.
+//! state. A call that fails removes the overlays and the VMs' folders it made itself, and nothing else.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,11 @@ pub fn prepare(
     let disks = (0..options.nodes)
         .map(|node| {
             options.base.control.check()?;
-            let disk = prepare_disk(&base, &disk_path(&options.folder, node), options)?;
+            let path = disk_path(&options.folder, node);
+            if let Some(folder) = path.parent() {
+                made.folder(folder)?;
+            }
+            let disk = prepare_disk(&base, &path, options)?;
             made.note(&disk.overlay);
             Ok(disk)
         })
@@ -97,9 +102,6 @@ pub fn disk_path(folder: &Path, node: usize) -> PathBuf {
 }
 
 fn prepare_disk(base: &CachedBase, path: &Path, options: &PrepareOptions) -> Result<PreparedDisk> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| Error::io("make the folder", folder, error))?;
-    }
     let overlay = base
         .image
         .overlay(path)
@@ -113,26 +115,46 @@ fn prepare_disk(base: &CachedBase, path: &Path, options: &PrepareOptions) -> Res
     Ok(PreparedDisk { overlay, allocated: space::allocated(&metadata) })
 }
 
-/// The overlays this call made, removed again unless it succeeds.
+/// The overlays and their folders this call made, removed again unless it succeeds.
 #[derive(Default)]
-struct Made(Vec<PathBuf>);
+struct Made {
+    overlays: Vec<PathBuf>,
+    folders: Vec<PathBuf>,
+}
 
 impl Made {
+    /// Makes the folder, unless it is there.
+    fn folder(&mut self, folder: &Path) -> Result<()> {
+        let made = match fs::create_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(folder),
+            outcome => outcome,
+        };
+        made.map_err(|error| Error::io("make the folder", folder, error))?;
+        self.folders.push(folder.to_path_buf());
+        Ok(())
+    }
+
     fn note(&mut self, overlay: &Overlay) {
         if !overlay.reused() {
-            self.0.push(overlay.path().to_path_buf());
+            self.overlays.push(overlay.path().to_path_buf());
         }
     }
 
     fn keep(mut self) {
-        self.0.clear();
+        self.overlays.clear();
+        self.folders.clear();
     }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
-        for path in &self.0 {
+        for path in &self.overlays {
             let _ = fs::remove_file(path);
+        }
+        // One that someone else has put something into stays.
+        for folder in &self.folders {
+            let _ = fs::remove_dir(folder);
         }
     }
 }

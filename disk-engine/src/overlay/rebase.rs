@@ -12,7 +12,7 @@ use std::fs::File;
 use std::path::Path;
 
 use crate::base::BaseImage;
-use crate::disk::chain::{from_format, read_header};
+use crate::disk::chain::{from_format, open_image, read_header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::overlay::{BaseIdentity, backing_file};
 use crate::sys::image_lock;
@@ -43,14 +43,12 @@ pub struct RebaseReport {
 /// # Errors
 ///
 /// [`ErrorKind::Mismatch`] if the overlay was made for another base, or `base` is larger than the
-/// overlay's disk; [`ErrorKind::Busy`] if a QEMU has the overlay open; [`ErrorKind::Corrupt`] if it
-/// is not a valid qcow2 image. The overlay is then as it was.
+/// overlay's disk; [`ErrorKind::InvalidInput`] if both are one file, or the overlay is no file;
+/// [`ErrorKind::Busy`] if a QEMU has the overlay open; [`ErrorKind::Corrupt`] if it is not a valid
+/// qcow2 image. The overlay is then as it was.
 pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<RebaseReport> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|error| Error::io("open the overlay", path, error))?;
+    BaseImage::refuse_as_overlay(base.path(), path)?;
+    let file = open_image(path, File::options().read(true).write(true))?;
     let free = image_lock::lock_for_writing(&file)
         .map_err(|error| Error::io("lock the overlay", path, error))?;
     if !free {
@@ -69,6 +67,16 @@ pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<
         return Err(Error::new(ErrorKind::Mismatch, format!("the overlay {difference}"))
             .with_path(path)
             .with_hint("the guest would see another disk; force it if that is meant"));
+    }
+    if previous.virtual_size() < base.virtual_size() && !options.force {
+        let message = format!(
+            "the overlay's disk has {} bytes, and the base's has {}",
+            previous.virtual_size(),
+            base.virtual_size()
+        );
+        return Err(Error::new(ErrorKind::Mismatch, message).with_path(path).with_hint(
+            "the guest would see the start of the base only; force it if that is meant",
+        ));
     }
     let mut header = previous.clone();
     let backing = backing_file(base, path, options.relative)?;

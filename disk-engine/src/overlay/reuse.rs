@@ -16,11 +16,15 @@ use crate::overlay::identity::BaseIdentity;
 /// `virtual_size` bytes large. Returns its size.
 pub(super) fn verify(path: &Path, base: &BaseImage, virtual_size: u64) -> Result<u64> {
     let file = chain::open_top(path)?;
-    let header = chain::read_header(&file, path).map_err(|error| {
-        Error::new(ErrorKind::Mismatch, "what stands there is not an overlay to reuse")
-            .with_path(path)
-            .with_hint("it is left as it is: remove it, or choose another path")
-            .with_source(error)
+    let header = chain::read_header(&file, path).map_err(|error| match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::Unsupported => {
+            Error::new(ErrorKind::Mismatch, "what stands there is not an overlay to reuse")
+                .with_path(path)
+                .with_hint("it is left as it is: remove it, or choose another path")
+                .with_source(error)
+        }
+        // The storage is in trouble, which says nothing about the overlay.
+        _ => error,
     })?;
     check_readable(&header, path)?;
     if header.version() != Version::V3 {

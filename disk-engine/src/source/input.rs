@@ -59,7 +59,7 @@ impl Input {
     /// The bytes of standard input, read past the standard library's small buffer.
     pub(crate) fn stdin(hash: bool) -> Result<Self> {
         let look = |error| Error::io("open", "standard input", error);
-        let mut file = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(look)?);
+        let mut file = stdin_file().map_err(look)?;
         let metadata = file.metadata().map_err(look)?;
         let length = if metadata.is_file() {
             Some(metadata.len().saturating_sub(file.stream_position().map_err(look)?))
@@ -216,6 +216,15 @@ impl BufRead for Input {
     fn consume(&mut self, count: usize) {
         Input::consume(self, count);
     }
+}
+
+/// What standard input is.
+pub(crate) fn stdin_metadata() -> io::Result<fs::Metadata> {
+    stdin_file()?.metadata()
+}
+
+fn stdin_file() -> io::Result<File> {
+    io::stdin().as_fd().try_clone_to_owned().map(File::from)
 }
 
 /// Copies as much of the start of `from` as `to` has room for, and says how much that was.

@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use crate::control::Control;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::sys::open;
 use content::Content;
 use extent::{Extent, ExtentSource};
 use input::Input;
@@ -116,6 +117,16 @@ impl Source {
             Origin::Reader(_, label) => label.clone(),
             Origin::Stdin => "standard input".into(),
         }
+    }
+
+    /// Whether `path` leads to the very file the source is, under whichever name.
+    pub(crate) fn is_file(&self, path: &Path) -> bool {
+        let source = match &self.origin {
+            Origin::Path(source) => std::fs::metadata(source),
+            Origin::Stdin => input::stdin_metadata(),
+            Origin::Reader(..) => return false,
+        };
+        source.is_ok_and(|source| open::is_same_file(&source, path))
     }
 
     /// Opens the source and finds out what it is. Errors do not name it yet.

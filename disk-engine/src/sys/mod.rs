@@ -8,6 +8,7 @@
 //! pending   a new file: unnamed or under a random name, published complete or not at all
 //! space     what a file takes and what its file system has left
 //! random    names nobody else picks
+//! signal    a limit on file sizes as an error, not as an end
 //! ```
 
 pub mod host;
@@ -16,4 +17,5 @@ pub mod lock;
 pub mod open;
 pub mod pending;
 pub mod random;
+pub mod signal;
 pub mod space;

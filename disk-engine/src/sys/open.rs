@@ -3,9 +3,9 @@
 //! A symbolic link in the last place is never followed, and a FIFO's other end never waited for.
 //! Whether the thing is a regular file, and whose, the caller asks the opened file itself.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -73,6 +73,13 @@ pub fn is_misplaced(error: &io::Error) -> bool {
     [Errno::ELOOP, Errno::EISDIR, Errno::ENOTDIR, Errno::ENXIO, Errno::ENODEV]
         .iter()
         .any(|&errno| error.raw_os_error() == Some(errno as i32))
+}
+
+/// Whether `path` leads, through links, to the file with this `metadata`.
+#[must_use]
+pub fn is_same_file(metadata: &Metadata, path: &Path) -> bool {
+    let same = |other: Metadata| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino());
+    fs::metadata(path).is_ok_and(same)
 }
 
 fn is_plain(path: &Path) -> bool {

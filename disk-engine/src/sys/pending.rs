@@ -4,7 +4,8 @@
 //! Existing::Refuse   O_TMPFILE in the destination's folder ── write ── linkat ──▶ destination
 //!                    no name until the link: a killed process leaves nothing
 //! otherwise          .NAME.16 hex digits.partial, flocked   ── write ── rename ──▶ destination
-//!                    a killed process leaves a file whose lock is free: `sweep` removes it
+//!                    a killed process leaves a file whose lock is free: the next one that makes
+//!                    such a file for this destination removes it (`sweep`)
 //! ```
 //!
 //! The named form also serves file systems without `O_TMPFILE` and machines without `/proc`. A
@@ -111,6 +112,8 @@ impl PendingFile {
                 if existing == Existing::Refuse && fs::symlink_metadata(&destination).is_ok() {
                     return Err(already_exists(&destination));
                 }
+                // What cannot be removed is in nobody's way.
+                let _ = sweep(&destination);
                 let (folder, name) = split(&destination)?;
                 Form::Named(Temporary::create_in(folder, mode, |word| temporary_name(name, word))?)
             }
@@ -229,10 +232,16 @@ impl Temporary {
                     Error::io("lock the temporary file", &path, error)
                 })?;
             // A sweeper may see the file before its lock and take it: then it is gone, try again.
-            if let Ok(lock) = locked
-                && lock.still_names(&path).unwrap_or(false)
-            {
-                return Ok(Self { lock, path, owner: std::process::id(), keep: false });
+            let Ok(lock) = locked else { continue };
+            match lock.still_names(&path) {
+                Ok(true) => {
+                    return Ok(Self { lock, path, owner: std::process::id(), keep: false });
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    let _ = fs::remove_file(&path);
+                    return Err(Error::io("look at the temporary file", &path, error));
+                }
             }
         }
     }
@@ -285,13 +294,15 @@ impl Drop for Temporary {
 }
 
 /// The destination as an absolute-or-relative path with a final name. When replacing, a symbolic
-/// link stays and what it points to is replaced.
+/// link stays and what it points to is replaced; one that leads nowhere is replaced itself.
 fn resolve(destination: &Path, existing: Existing) -> Result<PathBuf> {
     split(destination)?;
     if existing == Existing::Replace {
         match fs::canonicalize(destination) {
             Ok(path) => {
-                if !path.is_file() {
+                let metadata = fs::metadata(&path)
+                    .map_err(|error| Error::io("look at", destination, error))?;
+                if !metadata.is_file() {
                     return Err(Error::new(
                         ErrorKind::InvalidInput,
                         "only a regular file can be replaced",
@@ -437,13 +448,32 @@ mod tests {
     }
 
     #[test]
+    fn replacing_removes_what_a_killed_replacement_left_beside_the_real_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("real")).unwrap();
+        let real = folder.path().join("real/disk");
+        let abandoned = folder.path().join("real/.disk.0123456789abcdef.partial");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("real/disk", &link).unwrap();
+        for destination in [&real, &link] {
+            fs::write(&real, b"old").unwrap();
+            fs::write(&abandoned, b"x").unwrap();
+            PendingFile::create(destination, Existing::Replace, FileMode::Umask)
+                .unwrap()
+                .publish(Durability::None)
+                .unwrap();
+            assert_eq!(names(real.parent().unwrap()), ["disk"]);
+        }
+    }
+
+    #[test]
     fn the_sweep_takes_what_is_abandoned_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
+        let live = PendingFile::create(&path, Existing::Replace, FileMode::Exact(0o600)).unwrap();
         fs::write(folder.path().join(".disk.0123456789abcdef.partial"), b"x").unwrap();
         fs::write(folder.path().join(".other.0123456789abcdef.partial"), b"x").unwrap();
         fs::write(folder.path().join(".disk.notes.partial"), b"x").unwrap();
-        let live = PendingFile::create(&path, Existing::Replace, FileMode::Exact(0o600)).unwrap();
         assert_eq!(sweep(&path).unwrap(), 1);
         assert_eq!(names(folder.path()).len(), 3);
         live.publish(Durability::None).unwrap();

@@ -9,6 +9,9 @@ use std::io;
 ///
 /// The kernel gives no random bytes.
 pub fn hex64() -> io::Result<String> {
-    let word = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+    let word = getrandom::u64().map_err(|error| match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(error.to_string()),
+    })?;
     Ok(format!("{word:016x}"))
 }

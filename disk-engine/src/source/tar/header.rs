@@ -173,10 +173,11 @@ pub(crate) struct GnuSparse<'a> {
     pub(crate) real_size: u64,
 }
 
-/// The flag that tells whether (another) extension header follows.
+/// The flag that tells whether (another) extension header follows. The digit zero is refused: to GNU
+/// tar it means yes, to other readers no.
 pub(crate) fn extended(flag: u8) -> Result<bool, Defect> {
     match flag {
-        0 | b'0' => Ok(false),
+        0 => Ok(false),
         1 | b'1' => Ok(true),
         _ => Err(Defect::corrupt(format!("isextended is {flag:#x}, neither yes nor no"))
             .field("isextended")),

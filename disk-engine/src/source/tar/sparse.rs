@@ -8,12 +8,13 @@
 //!
 //! file    ┌──────┬ ─ ─ ─ ─ ─ ┬───┬ ─ ─ ┐     entries ascend and are disjoint, inside realsize;
 //!         │ data │   hole    │ … │      │     their lengths add up to the stored size exactly;
-//!         └──────┴ ─ ─ ─ ─ ─ ┴───┴ ─ ─ ┘     each stored length but the last fills whole blocks
+//!         └──────┴ ─ ─ ─ ─ ─ ┴───┴ ─ ─ ┘     each begins at a multiple of 512, and each stored
+//!                                            length but the last fills whole blocks
 //! ```
 //!
-//! An entry of length zero stores nothing; writers end a map with one where the file ends in a
-//! hole. The last part of the rule is what makes all readers agree: some pad every piece to a
-//! block, some do not. Callers: `tar` and `tar::pax` push entries, `tar` reads the file by the map.
+//! An entry of length zero stores nothing and may lie anywhere; writers end a map with one where
+//! the file ends in a hole. The last part of the rule is what makes all readers agree: some pad
+//! every piece to a block, some do not. No writer makes other maps: holes are found in blocks. Callers: `tar` and `tar::pax` push entries, `tar` reads the file by the map.
 
 use crate::source::content::{BLOCK, Bytes};
 use crate::source::limits::Defect;
@@ -103,6 +104,11 @@ impl MapBuilder {
             if self.closed {
                 return Err(Defect::corrupt(format!(
                     "a sparse map's entry before {offset:#x} does not fill its last block"
+                )));
+            }
+            if !offset.is_multiple_of(BLOCK as u64) {
+                return Err(Defect::corrupt(format!(
+                    "a sparse map's entry at {offset:#x} does not begin at a whole block"
                 )));
             }
             self.ranges
@@ -260,6 +266,7 @@ mod tests {
         );
         assert!(build(&[], 8192, 0).is_ok());
         assert!(build(&[(0, 0), (0, 512)], 512, 512).is_ok());
+        assert!(build(&[(0, 512), (1000, 0)], 1000, 512).is_ok());
     }
 
     #[test]
@@ -274,6 +281,8 @@ mod tests {
             ("sum too small", &[(0, 512)], 4096, 1024),
             ("sum too large", &[(0, 1024)], 4096, 512),
             ("unaligned before the last", &[(0, 100), (512, 512)], 4096, 612),
+            ("unaligned start", &[(0, 512), (1000, 512)], 4096, 1024),
+            ("unaligned start of the only one", &[(1, 5)], 4096, 5),
             ("too many", &[(0, 0); 9], 0, 0),
         ] {
             assert!(build(entries, size, stored).is_err(), "{name}");

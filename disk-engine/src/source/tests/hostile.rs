@@ -119,6 +119,7 @@ fn gnu_maps_that_lie_are_refused() {
         ("sum too small", 8192, &[(0, 512)], 1024),
         ("sum too large", 8192, &[(0, 1024)], 512),
         ("unaligned", 8192, &[(0, 100), (512, 512)], 612),
+        ("unaligned start", 8192, &[(0, 512), (1000, 512)], 1024),
         ("no end", 8192, &[(0, 512), (1024, 512), (2048, 512), (3072, 512), (512, 512)], 2560),
     ] {
         let archive = Archive::default().gnu_sparse("d", size, pairs, stored);
@@ -134,6 +135,7 @@ fn gnu_headers_that_disagree_with_themselves_are_refused() {
     for (name, at, value) in [
         ("an entry after the end of the map", 386 + 24 * 3 + 12, b'7'),
         ("a flag that is no flag", 482, 2),
+        ("a flag that GNU tar reads as yes and others as no", 482, b'0'),
         ("more headers after the end of the map", 482, 1),
         ("a size that is no number", 483, b'x'),
         ("a negative offset", 386, 0xff),
