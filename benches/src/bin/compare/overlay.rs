@@ -89,6 +89,8 @@ pub fn measure(setting: &Setting, base: &Path) -> Table {
     if !setting.qemu_img.is_there() {
         absent(&mut table, "qemu-img create");
     }
-    table.note("Library calls over an open base, and a process of qemu-img.");
+    table.note(
+        "Library calls over an open base, imago in its synchronous form, and a process of qemu-img.",
+    );
     table
 }
