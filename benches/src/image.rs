@@ -54,20 +54,20 @@ impl Shape {
         let mut map: Vec<Extent> = Vec::with_capacity(self.extents);
         let mut end = 1 << 20;
         for index in 0..self.extents {
-            // The first extent of each run, and of each group, comes after a larger gap.
-            let starts = |parts: usize| {
-                index * parts / self.extents != (index.max(1) - 1) * parts / self.extents
-            };
-            let offset: u64 = if index == 0 {
-                end
-            } else if starts(self.groups) {
+            // The first extent of a run comes after a larger gap, the first run of a group after
+            // a much larger one.
+            let run = |index: usize| index * self.runs / self.extents;
+            let group = |index: usize| run(index) * self.groups / self.runs;
+            let before = index.saturating_sub(1);
+            let offset: u64 = if group(index) != group(before) {
                 let share = self.virtual_size / self.groups as u64;
-                let group = (index * self.groups / self.extents) as u64;
-                (group * share).max(end + (1 << 20)).next_multiple_of(BLOCK)
-            } else if starts(self.runs) {
+                (group(index) as u64 * share).max(end + (1 << 20)).next_multiple_of(BLOCK)
+            } else if run(index) != run(before) {
                 (end + BLOCK * (2 + random.below(13))).next_multiple_of(BLOCK)
-            } else {
+            } else if index > 0 {
                 end + SECTOR * (1 + random.below(7))
+            } else {
+                end
             };
             let length = SECTOR
                 * match random.below(100) {

@@ -47,6 +47,8 @@ pub fn facts(setting: &Setting, disk: &TransferReport, extents: Option<usize>) -
     let mut table = Table::new("Measured on", &["", ""]);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     table.row(["processor".into(), format!("{}, {cores} cores", processor())]);
+    let load = first_line("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned();
+    table.row(["load at the end, ours included".into(), load]);
     table.row(["kernel".into(), format!("Linux {}", first_line("/proc/sys/kernel/osrelease"))]);
     table.row(["file system".into(), file_system(setting)]);
     table.row(["image".into(), image(disk, extents)]);
@@ -101,7 +103,8 @@ fn version(program: &str) -> String {
     let line = text.lines().find(|line| !line.is_empty()).unwrap_or("of unknown version");
     // "*** Zstandard CLI (64-bit) v1.5.4, by …", "qemu-img version 10.0.2 (Debian …)"
     let line = line.trim_matches(['*', ' ']).split(", by").next().unwrap_or(line);
-    line.split(" (Debian").next().unwrap_or(line).to_owned()
+    let line = line.split(" (Debian").next().unwrap_or(line);
+    line.strip_prefix("qemu-img version ").unwrap_or(line).to_owned()
 }
 
 /// The version of a crate this was built with.

@@ -73,9 +73,10 @@ pub fn with_unit(seconds: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// A ratio with three digits: below one as a part of one.
+/// A ratio in three digits; far below one, as a part of one.
 pub fn ratio(value: f64) -> String {
     match value {
+        100.0.. => format!("{value:.0}×"),
         0.095.. => format!("{value:.2}×"),
         _ => format!("1/{:.0}", 1.0 / value),
     }
