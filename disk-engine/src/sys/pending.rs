@@ -140,7 +140,7 @@ impl PendingFile {
         let destination = self.destination.as_path();
         let file = self.file();
         if let FileMode::Exact(mode) = self.mode {
-            file.set_permissions(Permissions::from_mode(mode))
+            set_mode(file, mode)
                 .map_err(|error| Error::io("set the permissions of", destination, error))?;
         }
         if durability == Durability::Full {
@@ -159,6 +159,15 @@ impl PendingFile {
         }
         Ok(())
     }
+}
+
+/// Makes sure of a file's permission bits. Looking first is cheaper: setting them is a change that the
+/// file system has to log, and most umasks leave nothing to set.
+fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    if file.metadata()?.permissions().mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    file.set_permissions(Permissions::from_mode(mode))
 }
 
 /// Removes what killed processes left of files meant for `destination`: temporaries of its folder
