@@ -9,6 +9,7 @@ use super::extension::{Bitmaps, EncryptionHeader, FeatureNameTable};
 use super::*;
 use crate::create::{BackingFile, BackingFormat};
 use crate::error::FieldError;
+use crate::error::{Error, OptionsError, Result, Unsupported, Violation};
 use crate::feature::FeatureType;
 
 /// An image of `testdata/images`.
