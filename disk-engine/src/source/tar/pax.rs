@@ -213,8 +213,9 @@ fn set(
     match key {
         Key::Path => attributes.path = name(bytes, length)?,
         Key::SparseName => sparse.name = name(bytes, length)?,
-        // An empty value takes an earlier one back.
-        Key::Size if length == 0 => attributes.size = None,
+        // POSIX: the header's size is taken back. Readers take it for the header's, or for zero, and
+        // then see other members: nobody writes it in good faith.
+        Key::Size if length == 0 => return Err(bytes.fault(malformed("has an empty size"))),
         Key::Size => attributes.size = Some(number(bytes, length)?),
         Key::SparseMajor => once(bytes, &mut sparse.major, length)?,
         Key::SparseMinor => once(bytes, &mut sparse.minor, length)?,
