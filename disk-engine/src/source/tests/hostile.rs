@@ -182,6 +182,15 @@ fn pax_records_that_are_malformed_are_refused() {
 }
 
 #[test]
+fn a_global_size_is_refused() {
+    let records = record("size", "1");
+    let archive = Archive::default().entry("g", b'g', records.as_bytes()).file("a", b"x").end();
+    let error = refusal(archive);
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.message().contains("global"), "{error}");
+}
+
+#[test]
 fn pax_maps_that_lie_are_refused() {
     let size = || ("GNU.sparse.size", "8192".to_owned());
     let map = |map: &str| ("GNU.sparse.map", map.to_owned());
