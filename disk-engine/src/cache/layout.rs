@@ -222,7 +222,7 @@ mod tests {
         let root = folder.path().join("cache");
         Layout::open(&root).unwrap();
         for part in ["", "v1", "v1/bases", "v1/locks", "v1/sources", "v1/tmp"] {
-            fs::set_permissions(root.join(part), Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(root.join(part), Permissions::from_mode(0o000)).unwrap();
             Layout::open(&root).unwrap();
             assert_eq!(mode(&root.join(part)), 0o700, "{part}");
         }
