@@ -405,6 +405,21 @@ fn a_limit_on_file_sizes_is_an_error_like_others() {
 }
 
 #[test]
+fn an_error_is_written_at_once_so_that_two_do_not_mix() {
+    let shell = Shell::new();
+    for arguments in [&["info", "absent"][..], &["info", "absent", "--json"]] {
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let stderr = std::os::fd::OwnedFd::from(theirs);
+        assert!(!shell.command(arguments).stderr(stderr).status().unwrap().success());
+        ours.set_nonblocking(true).unwrap();
+        // Each write is a datagram.
+        let mut line = [0; 4096];
+        let length = ours.recv(&mut line).unwrap();
+        assert!(line[..length].ends_with(b"\n"), "{}", line[..length].escape_ascii());
+    }
+}
+
+#[test]
 fn a_closed_pipe_is_a_normal_ending() {
     let shell = Shell::new();
     shell.report(&["create", "a", "1G"]);

@@ -11,7 +11,8 @@
 //! With `--json` every error is JSON, wrong words included (code `invalid-input`).
 //!
 //! Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is corrupt or does not
-//! match; 4 no space; 5 timed out waiting for someone else.
+//! match; 4 no space; 5 someone else has it: timed out waiting, or an image is in
+//! use.
 
 mod attach;
 mod base;

@@ -75,7 +75,8 @@ impl Output {
             std::iter::once(error.to_string()).chain(causes).collect::<Vec<_>>().join(": ")
         };
         let prefix = if self.json { "" } else { "disk-engine: " };
-        let _ = writeln!(io::stderr(), "{prefix}{text}");
+        // In one write: others may be writing to the same terminal or log.
+        let _ = io::stderr().write_all(format!("{prefix}{text}\n").as_bytes());
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! They are byte-range locks of the open file description (`F_OFD_SETLK`); the bytes need not
 //! exist. A newcomer takes its own locks, then asks whether someone's conflict with them.
-//! Callers: `overlay::rebase`.
+//! Callers: `overlay::rebase`, `sys::pending` (before it replaces an image).
 
 use std::fs::File;
 use std::io;
@@ -45,6 +45,17 @@ pub fn lock_for_writing(file: &File) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether a QEMU, or a program that locks like one, has `file` open in any way.
+///
+/// # Errors
+///
+/// The file system cannot lock byte ranges.
+pub fn is_in_use(file: &File) -> io::Result<bool> {
+    let mut probe = libc::flock { l_len: 2 * (UNSHARED - USED), ..range(libc::F_WRLCK, USED) };
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))?;
+    Ok(i32::from(probe.l_type) != libc::F_UNLCK)
 }
 
 fn range(kind: i32, byte: i64) -> libc::flock {

@@ -26,7 +26,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::{open, random};
+use crate::sys::{image_lock, open, random};
 
 /// What to do when something already stands under the destination's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +99,8 @@ impl PendingFile {
     /// # Errors
     ///
     /// [`ErrorKind::AlreadyExists`] if something stands there and `existing` refuses it;
-    /// [`ErrorKind::InvalidInput`] if the path names no file; otherwise what the system says.
+    /// [`ErrorKind::Busy`] if it is an image that a QEMU has open; [`ErrorKind::InvalidInput`] if
+    /// the path names no file; otherwise what the system says.
     pub fn create(destination: &Path, existing: Existing, mode: FileMode) -> Result<Self> {
         let destination = resolve(destination, existing)?;
         let unnamed = match existing {
@@ -318,6 +319,13 @@ fn resolve(destination: &Path, existing: Existing) -> Result<PathBuf> {
                     )
                     .with_path(destination));
                 }
+                // Where it cannot be opened or locked, nobody can say.
+                let in_use = open::existing(&path).and_then(|file| image_lock::is_in_use(&file));
+                if in_use.unwrap_or(false) {
+                    return Err(Error::new(ErrorKind::Busy, "another program has the image open")
+                        .with_path(destination)
+                        .with_hint("stop its VM first"));
+                }
                 return Ok(path);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -473,6 +481,20 @@ mod tests {
                 .unwrap();
             assert_eq!(names(real.parent().unwrap()), ["disk"]);
         }
+    }
+
+    #[test]
+    fn an_image_that_qemu_has_open_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, b"a running VM's").unwrap();
+        let replace = || PendingFile::create(&path, Existing::Replace, FileMode::Umask).map(drop);
+        let running = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(image_lock::lock_for_writing(&running).unwrap());
+        assert_eq!(replace().unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(names(folder.path()), ["disk"]);
+        drop(running);
+        replace().unwrap();
     }
 
     #[test]

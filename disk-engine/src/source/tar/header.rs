@@ -59,9 +59,9 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// It says it is one and its first header is damaged.
+    /// It says it is one, or has the numbers of one, and its first header is damaged.
     pub(crate) fn probe(head: &[u8]) -> Result<bool, Defect> {
-        let says_so = head.get(257..262) == Some(b"ustar");
+        let says_so = head.get(257..262) == Some(b"ustar") || has_numbers(head);
         match <&Block>::try_from(head) {
             Ok(block) if checksum_matches(block) => Ok(true),
             Ok(_) if says_so => Err(Defect::corrupt(
@@ -189,6 +189,16 @@ pub(crate) fn number_in(name: &'static str, bytes: &[u8]) -> Result<u64, Defect>
     number::field(bytes).map_err(|wrong| Defect::corrupt(format!("the field {wrong}")).field(name))
 }
 
+/// Whether octal digits stand where every header has its mode and its checksum: text in the
+/// middle of binary that no disk has by chance, and no archive loses to one damaged byte elsewhere.
+fn has_numbers(head: &[u8]) -> bool {
+    [100..108, 148..156].into_iter().all(|place| {
+        head.get(place).is_some_and(|field| {
+            field.iter().any(u8::is_ascii_digit) && number::octal(field).is_ok()
+        })
+    })
+}
+
 /// The sum of all bytes, those of the checksum itself counted as spaces. Some old writers summed
 /// signed bytes.
 fn checksum_matches(block: &Block) -> bool {
@@ -215,12 +225,15 @@ mod tests {
         assert!(Header::probe(&block).unwrap());
         let mut v7 = block;
         v7[257..265].fill(0);
-        assert!(!Header::probe(&v7).unwrap());
+        assert!(Header::probe(&v7).is_err());
         build::seal(&mut v7);
         assert!(Header::probe(&v7).unwrap());
         let mut damaged = block;
         damaged[0] ^= 1;
         assert!(Header::probe(&damaged).is_err());
+        let mut magic = block;
+        magic[258] ^= 1;
+        assert!(Header::probe(&magic).is_err(), "a damaged magic is damage, too");
         assert!(Header::probe(&block[..300]).is_err());
         assert!(!Header::probe(&[0; 512]).unwrap());
         assert!(!Header::probe(&[0xeb; 512]).unwrap());

@@ -172,11 +172,7 @@ impl Tar {
 
     /// Reads headers up to the next member and all that describes it.
     fn next_member(&mut self) -> Result<Option<Described>> {
-        let mut attributes = Attributes {
-            path: self.global.path.clone(),
-            size: self.global.size,
-            ..Default::default()
-        };
+        let mut attributes = Attributes { path: self.global.path.clone(), ..Default::default() };
         let mut long_name = None;
         let mut pax_seen = false;
         let mut described = false;
@@ -246,7 +242,6 @@ impl Tar {
                     let (global, limits) = (&mut self.global, &self.limits);
                     pax::read(&mut self.content, size, true, global, &mut budget, limits)?;
                     attributes.path.clone_from(&self.global.path);
-                    attributes.size = self.global.size;
                 }
                 _ => return self.describe(&header, kind, size, attributes, long_name).map(Some),
             }

@@ -131,7 +131,8 @@ impl Key {
 }
 
 /// Reads the `length` bytes of records after a pax header into `attributes`, overriding what is
-/// there. `global` records describe no single file, so they may not bring a sparse map.
+/// there. `global` records describe no single file, so they may not bring a sparse map or
+/// a size: some readers take a global size for every member's, some for none's.
 pub(crate) fn read(
     content: &mut Content,
     length: u64,
@@ -191,8 +192,8 @@ fn record(
         let whole = value.saturating_add(key_length as u64);
         budget.spend(whole).map_err(|defect| bytes.fault(defect))?;
     }
-    if global && !matches!(key, Key::Path | Key::Size | Key::Other) {
-        return Err(bytes.fault(malformed("describes one file's holes in a global header")));
+    if global && !matches!(key, Key::Path | Key::Other) {
+        return Err(bytes.fault(malformed("describes one file's size or holes in a global header")));
     }
     set(bytes, key, value, attributes, limits)?;
     match bytes.next()? {
@@ -213,8 +214,9 @@ fn set(
     match key {
         Key::Path => attributes.path = name(bytes, length)?,
         Key::SparseName => sparse.name = name(bytes, length)?,
-        // An empty value takes an earlier one back.
-        Key::Size if length == 0 => attributes.size = None,
+        // POSIX: the header's size is taken back. Readers take it for the header's, or for zero, and
+        // then see other members: nobody writes it in good faith.
+        Key::Size if length == 0 => return Err(bytes.fault(malformed("has an empty size"))),
         Key::Size => attributes.size = Some(number(bytes, length)?),
         Key::SparseMajor => once(bytes, &mut sparse.major, length)?,
         Key::SparseMinor => once(bytes, &mut sparse.minor, length)?,

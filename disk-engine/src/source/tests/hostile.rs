@@ -164,6 +164,7 @@ fn pax_records_that_are_malformed_are_refused() {
         ("NUL in a name", "10 path=\0a\n"),
         ("size is not a number", "10 size=a\n"),
         ("size is negative", "11 size=-1\n"),
+        ("size is empty", "8 size=\n"),
         ("size over 2^63", "28 size=9223372036854775808\n"),
     ] {
         let text = match text.split_once(' ') {
@@ -178,6 +179,15 @@ fn pax_records_that_are_malformed_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}: {error}");
         assert!(error.message().contains("pax"), "{name}: {error}");
     }
+}
+
+#[test]
+fn a_global_size_is_refused() {
+    let records = record("size", "1");
+    let archive = Archive::default().entry("g", b'g', records.as_bytes()).file("a", b"x").end();
+    let error = refusal(archive);
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.message().contains("global"), "{error}");
 }
 
 #[test]
