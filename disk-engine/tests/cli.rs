@@ -360,6 +360,15 @@ fn a_dash_is_no_destination() {
 }
 
 #[test]
+fn an_overlay_that_cannot_be_read_is_no_misfit() {
+    let shell = Shell::new();
+    shell.raw("base", 1 << 20);
+    // A regular file whose first byte is an EIO.
+    let error = shell.error(&["overlay", "base", "/proc/self/mem", "--reuse"], 1);
+    assert_eq!((error["code"].as_str(), error["errno"].as_i64()), (Some("io"), Some(5)));
+}
+
+#[test]
 fn a_rebase_onto_a_larger_base_or_of_no_file_is_refused() {
     let shell = Shell::new();
     shell.raw("small", 1 << 20);
