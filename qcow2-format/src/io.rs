@@ -4,8 +4,8 @@
 //! which [`std::fs::File`] and [`Memory`] implement, and a test's faulty or recording storage.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::{PoisonError, RwLock};
 
 /// Storage that can be read at any offset.
@@ -75,8 +75,14 @@ impl ReadAt for File {
         FileExt::read_at(self, buffer, offset)
     }
 
+    /// Of a block device, too: its end is sought, which moves the file's own cursor.
     fn length(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        let metadata = self.metadata()?;
+        if metadata.file_type().is_block_device() {
+            let mut device = self;
+            return device.seek(SeekFrom::End(0));
+        }
+        Ok(metadata.len())
     }
 }
 

@@ -9,7 +9,7 @@
 //! a guest wrote. Callers: `ops::info`.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -173,14 +173,7 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
 
 /// Length in bytes of a regular file or a block device.
 pub(crate) fn length(file: &File, path: &Path) -> Result<u64> {
-    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
-    if metadata.file_type().is_block_device() {
-        let mut device = file;
-        return device
-            .seek(SeekFrom::End(0))
-            .map_err(|error| Error::io("find the end of the device", path, error));
-    }
-    Ok(metadata.len())
+    ReadAt::length(file).map_err(|error| Error::io("find the length of", path, error))
 }
 
 /// Opens a file the caller names, for reading: a regular file or a block device.
