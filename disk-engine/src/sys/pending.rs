@@ -13,11 +13,13 @@
 //!
 //! Callers: `overlay` and `ops::create` (new images), `ops::extract`, `cache`.
 
-use std::ffi::{OsStr, OsString};
+mod temporary;
+
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -25,8 +27,10 @@ use std::sync::OnceLock;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::{image_lock, open, random};
+use crate::sys::{image_lock, open};
+pub use temporary::sweep;
+use temporary::temporary_name;
+pub(crate) use temporary::{Temporary, remove_if_abandoned};
 
 /// What to do when something already stands under the destination's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,15 +88,6 @@ enum Form {
     Named(Temporary),
 }
 
-/// A file under a random name: locked while in use, unlinked when dropped.
-#[derive(Debug)]
-pub(crate) struct Temporary {
-    lock: FileLock,
-    path: PathBuf,
-    owner: u32,
-    keep: bool,
-}
-
 impl PendingFile {
     /// Starts a file that will be called `destination` and have the permission bits `mode`.
     ///
@@ -127,7 +122,7 @@ impl PendingFile {
     pub fn file(&self) -> &File {
         match &self.form {
             Form::Unnamed(file) => file,
-            Form::Named(temporary) => temporary.lock.file(),
+            Form::Named(temporary) => temporary.file(),
         }
     }
 
@@ -171,136 +166,12 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Removes what killed processes left of files meant for `destination`: temporaries of its folder
-/// that carry its name and whose lock is free. Returns how many there were.
-///
-/// # Errors
-///
-/// The folder cannot be read. A temporary that cannot be opened or removed is left alone.
-pub fn sweep(destination: &Path) -> Result<usize> {
-    let (folder, name) = split(destination)?;
-    let entries =
-        fs::read_dir(folder).map_err(|error| Error::io("look for left-overs in", folder, error))?;
-    let mut removed = 0;
-    for entry in entries.flatten() {
-        if is_temporary_of(name, &entry.file_name()) && remove_if_abandoned(&entry.path()) {
-            removed += 1;
-        }
-    }
-    Ok(removed)
-}
-
-/// Removes one temporary if it is a regular file nobody holds the lock of.
-pub(crate) fn remove_if_abandoned(path: &Path) -> bool {
-    let Ok(file) = open::temporary(path) else { return false };
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return false;
-    }
-    match FileLock::try_acquire(file, LockMode::Exclusive) {
-        Ok(Ok(lock)) => lock.still_names(path).unwrap_or(false) && fs::remove_file(path).is_ok(),
-        Ok(Err(_)) | Err(_) => false,
-    }
-}
-
 /// Makes a name in a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     let (folder, _) = split(path)?;
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| Error::io("sync the folder", folder, error))
-}
-
-impl Temporary {
-    /// Starts a temporary file in `folder`; `name` makes its name from sixteen random digits.
-    ///
-    /// # Errors
-    ///
-    /// What the system says; nothing is left of it.
-    pub(crate) fn create_in(
-        folder: &Path,
-        mode: FileMode,
-        name: impl Fn(&str) -> OsString,
-    ) -> Result<Self> {
-        loop {
-            let word = random::hex64()
-                .map_err(|error| Error::io("draw a random name for a file in", folder, error))?;
-            let path = folder.join(name(&word));
-            let file = match OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(mode.at_creation())
-                .open(&path)
-            {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(Error::io("create a temporary file", &path, error)),
-            };
-            let locked =
-                FileLock::try_acquire_patiently(file, LockMode::Exclusive).map_err(|error| {
-                    let _ = fs::remove_file(&path);
-                    Error::io("lock the temporary file", &path, error)
-                })?;
-            // A sweeper may see the file before its lock and take it: then it is gone, try again.
-            let Ok(lock) = locked else { continue };
-            match lock.still_names(&path) {
-                Ok(true) => {
-                    return Ok(Self { lock, path, owner: std::process::id(), keep: false });
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    let _ = fs::remove_file(&path);
-                    return Err(Error::io("look at the temporary file", &path, error));
-                }
-            }
-        }
-    }
-
-    /// The file to write to, open for reading and writing.
-    pub(crate) fn file(&self) -> &File {
-        self.lock.file()
-    }
-
-    /// Where it lies until it is published.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Gives the file its final name, in the same file system, and releases its lock.
-    ///
-    /// # Errors
-    ///
-    /// What the system says; nothing is left of the file then.
-    pub(crate) fn publish(mut self, destination: &Path, existing: Existing) -> io::Result<()> {
-        match existing {
-            Existing::Replace => {
-                fs::rename(&self.path, destination)?;
-                self.keep = true;
-            }
-            // A link never replaces; the temporary name goes with `self`.
-            Existing::Refuse => match fs::hard_link(&self.path, destination) {
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    // No hard links on this file system (FAT): look, then rename.
-                    if fs::symlink_metadata(destination).is_ok() {
-                        return Err(io::ErrorKind::AlreadyExists.into());
-                    }
-                    fs::rename(&self.path, destination)?;
-                    self.keep = true;
-                }
-                outcome => outcome?,
-            },
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // A forked child owns neither the name nor the lock.
-        if !self.keep && self.owner == std::process::id() {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 /// The destination as an absolute-or-relative path with a final name. When replacing, a symbolic
@@ -389,29 +260,6 @@ fn link_unnamed(file: &File, destination: &Path) -> io::Result<()> {
     let source = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     nix::unistd::linkat(AT_FDCWD, &source, AT_FDCWD, destination, AtFlags::AT_SYMLINK_FOLLOW)
         .map_err(io::Error::from)
-}
-
-/// Longest part of a destination's name that goes into a temporary's: 255 bytes are all a name
-/// may have, and 26 are ours.
-const STEM_MAX: usize = 200;
-
-fn stem(name: &OsStr) -> &[u8] {
-    let bytes = name.as_bytes();
-    bytes.get(..STEM_MAX).unwrap_or(bytes)
-}
-
-fn temporary_name(name: &OsStr, word: &str) -> OsString {
-    OsString::from_vec([b".", stem(name), b".", word.as_bytes(), b".partial"].concat())
-}
-
-fn is_temporary_of(name: &OsStr, candidate: &OsStr) -> bool {
-    candidate
-        .as_bytes()
-        .strip_prefix(b".")
-        .and_then(|rest| rest.strip_prefix(stem(name)))
-        .and_then(|rest| rest.strip_prefix(b"."))
-        .and_then(|rest| rest.strip_suffix(b".partial"))
-        .is_some_and(|word| word.len() == 16 && word.iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]
