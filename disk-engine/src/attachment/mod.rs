@@ -327,7 +327,8 @@ impl Disk {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] for options that exclude each other, a serial number virtio cannot
-    /// carry, what is neither a file nor a block device, or a raw disk too uneven for its cache mode; otherwise what the system says.
+    /// carry, what is no file, or a raw disk too uneven for its cache mode;
+    /// [`ErrorKind::Unsupported`] for a block device; otherwise what the system says.
     pub fn check(&self) -> Result<()> {
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_MAX
@@ -355,15 +356,21 @@ impl Disk {
         self.check_alignment()
     }
 
-    /// Nobody opens a raw disk before QEMU does. One that is not there yet may still come.
+    /// Nobody opens a raw disk before QEMU does. One that is not there yet may still come. A block
+    /// device has a driver of its own in QEMU, and an element of its own in libvirt.
     fn check_kind(&self) -> Result<()> {
-        let is_disk =
-            |metadata: fs::Metadata| metadata.is_file() || metadata.file_type().is_block_device();
-        if fs::metadata(self.path()).map_or(true, is_disk) {
-            return Ok(());
+        for layer in std::iter::once(&self.top).chain(&self.backing) {
+            let Ok(metadata) = fs::metadata(layer.path()) else { continue };
+            if metadata.file_type().is_block_device() {
+                let message = "block devices are not attached, only files";
+                return Err(Error::new(ErrorKind::Unsupported, message).with_path(layer.path()));
+            }
+            if !metadata.is_file() {
+                let message = "a disk is a regular file";
+                return Err(Error::new(ErrorKind::InvalidInput, message).with_path(layer.path()));
+            }
         }
-        Err(Error::new(ErrorKind::InvalidInput, "a disk is a regular file or a block device")
-            .with_path(self.path()))
+        Ok(())
     }
 
     /// QEMU: "Cannot get 'write' permission without 'resize': Image size is not a multiple of
