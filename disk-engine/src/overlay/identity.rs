@@ -9,6 +9,7 @@
 //! Programs that do not know the extension's type keep it, QEMU among them. Reuse and rebase
 //! compare it, so that a base that was swapped or cut is noticed before a guest reads it.
 
+use qcow2_format::Header;
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -68,8 +69,13 @@ impl BaseIdentity {
         Some(Self { base_length: raw.base_length.get(), key })
     }
 
+    /// What keeps `base` from being the base `header` remembers; `None` if it remembers none.
+    pub(super) fn recorded_difference(header: &Header, base: &BaseImage) -> Option<String> {
+        header.unknown_extension(Self::EXTENSION_TYPE).and_then(Self::parse)?.difference(base)
+    }
+
     /// What keeps `base` from being the base this identity was taken of.
-    pub(super) fn difference(&self, base: &BaseImage) -> Option<String> {
+    fn difference(&self, base: &BaseImage) -> Option<String> {
         let now = Self::of(base);
         if self.base_length != now.base_length {
             return Some(format!(

@@ -57,11 +57,7 @@ pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<
             .with_hint("stop its VM first"));
     }
     let previous = read_header(&file, path)?;
-    let recorded = previous
-        .unknown_extension(BaseIdentity::EXTENSION_TYPE)
-        .and_then(BaseIdentity::parse)
-        .and_then(|identity| identity.difference(base));
-    if let Some(difference) = recorded
+    if let Some(difference) = BaseIdentity::recorded_difference(&previous, base)
         && !options.force
     {
         return Err(Error::new(ErrorKind::Mismatch, format!("the overlay {difference}"))

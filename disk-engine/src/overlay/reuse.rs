@@ -71,11 +71,7 @@ fn verify_backing(header: &Header, path: &Path, base: &BaseImage) -> Result<()> 
             return Err(misfit(path, &format!("stands on {resolved:?}, not on {:?}", base.path())));
         }
     }
-    let recorded = header
-        .unknown_extension(BaseIdentity::EXTENSION_TYPE)
-        .and_then(BaseIdentity::parse)
-        .and_then(|identity| identity.difference(base));
-    match recorded {
+    match BaseIdentity::recorded_difference(header, base) {
         Some(difference) => Err(misfit(path, &difference)),
         None => Ok(()),
     }
