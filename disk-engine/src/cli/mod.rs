@@ -38,7 +38,8 @@ pub(crate) use output::Output;
 
 /// As documented above and in the README.
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is \
-    corrupt or does not match; 4 no space; 5 timed out waiting for someone else.";
+    corrupt or does not match; 4 no space; 5 someone else has it: timed out waiting, or an image is \
+    in use.";
 
 /// One compressed image archive in, any number of thin VM disks out.
 #[derive(Debug, Parser)]
