@@ -3,7 +3,14 @@
 //! ```text
 //! policy    which of the names found inside an image may be opened at all
 //! chain     an image and everything it stands on, top first
+//! content   what a disk holds, read anywhere
+//! raw       a raw image as such
 //! ```
 
 pub mod chain;
+pub mod content;
 pub mod policy;
+pub mod raw;
+
+pub use content::{ContentRun, DiskContent};
+pub use raw::RawDisk;

@@ -6,6 +6,7 @@
 //! lock      advisory locks on open files, and who released what
 //! open      files that may not be what their names say
 //! pending   a new file: unnamed or under a random name, published complete or not at all
+//! sparse    where a file has data and where it has holes
 //! space     what a file takes and what its file system has left
 //! random    names nobody else picks
 //! signal    a limit on file sizes as an error, not as an end
@@ -19,3 +20,4 @@ pub mod pending;
 pub mod random;
 pub mod signal;
 pub mod space;
+pub mod sparse;

@@ -1,0 +1,106 @@
+//! A raw image: guest offset is file offset.
+//!
+//! Callers: `ops::pack`, opened chains.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::disk::chain;
+use crate::disk::content::{ContentRun, DiskContent};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::sparse;
+
+/// A raw disk in a regular file or a block device, open for reading.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl RawDisk {
+    /// The disk at `path`, whatever its bytes look like.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Unsupported`] if it is neither a regular file nor a
+    /// block device; otherwise what the system says.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::of(chain::open_top(path)?, path)
+    }
+
+    /// The disk in `file`; `path` is what messages call it.
+    ///
+    /// # Errors
+    ///
+    /// The file's length cannot be told.
+    pub fn of(file: File, path: &Path) -> Result<Self> {
+        let size = chain::length(&file, path)?;
+        Ok(Self { file, path: path.to_path_buf(), size })
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<()> {
+        if offset.checked_add(length).is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        let message = format!("{length} bytes are not in a disk of {} bytes", self.size);
+        Err(Error::new(ErrorKind::InvalidInput, message).with_offset(offset).with_path(&self.path))
+    }
+}
+
+impl DiskContent for RawDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn run_at(&self, offset: u64) -> Result<ContentRun> {
+        self.check(offset, 1)?;
+        let data = sparse::next_data(&self.file, offset)
+            .map_err(|error| Error::io("look for data in the disk", &self.path, error))?;
+        let (end, zero) = match data {
+            Some(data) if data.start <= offset => (data.end, false),
+            Some(data) => (data.start, true),
+            None => (self.size, true),
+        };
+        Ok(ContentRun { length: end.min(self.size).saturating_sub(offset).max(1), zero })
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(|error| Error::io("read the disk", &self.path, error).with_offset(offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_the_disk_and_agree_with_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let file = File::create(&path).unwrap();
+        file.set_len((3 << 20) + 512).unwrap();
+        file.write_all_at(&[7; 5000], 1 << 20).unwrap();
+        let disk = RawDisk::open(&path).unwrap();
+        let mut at = 0;
+        while at < disk.size() {
+            let run = disk.run_at(at).unwrap();
+            let mut bytes = vec![1; usize::try_from(run.length).unwrap()];
+            disk.read_at(&mut bytes, at).unwrap();
+            assert_eq!(
+                bytes,
+                std::fs::read(&path).unwrap()[usize::try_from(at).unwrap()..][..bytes.len()]
+            );
+            assert!(!run.zero || bytes.iter().all(|byte| *byte == 0), "{at}");
+            at += run.length;
+        }
+        assert_eq!(at, disk.size());
+        assert_eq!(disk.run_at(disk.size()).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert!(disk.read_at(&mut [0; 513], 3 << 20).is_err());
+    }
+}
