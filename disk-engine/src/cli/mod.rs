@@ -22,6 +22,7 @@ mod info;
 mod options;
 mod output;
 mod overlay;
+mod pack;
 mod prepare;
 mod progress;
 mod rebase;
@@ -56,6 +57,7 @@ struct Arguments {
 enum Command {
     Prepare(prepare::Arguments),
     Extract(extract::Arguments),
+    Pack(pack::Arguments),
     Base(base::Arguments),
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Prepare(arguments) => prepare::run(arguments, &output),
         Command::Extract(arguments) => extract::run(arguments, &output),
+        Command::Pack(arguments) => pack::run(arguments, &output),
         Command::Base(arguments) => base::run(arguments, &output),
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),

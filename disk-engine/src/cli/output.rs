@@ -27,6 +27,25 @@ impl Output {
 
     /// Prints a report: `text` for a person, `value` as JSON.
     pub(crate) fn report(&self, value: &impl Serialize, text: &str) -> Result<()> {
+        let line = self.render(value, text)?;
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::io("write to", "standard output", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Output::report`], on standard error: for a command whose product takes standard output.
+    pub(crate) fn report_aside(&self, value: &impl Serialize, text: &str) -> Result<()> {
+        let line = self.render(value, text)?;
+        // The product is out; that nobody hears of it is no failure.
+        let _ = io::stderr().write_all(line.as_bytes());
+        Ok(())
+    }
+
+    fn render(&self, value: &impl Serialize, text: &str) -> Result<String> {
         let mut line = if self.json {
             serde_json::to_string_pretty(value).map_err(|error| {
                 Error::new(ErrorKind::Io, "render the report as JSON").with_source(error)
@@ -40,13 +59,7 @@ impl Output {
         if !line.ends_with('\n') {
             line.push('\n');
         }
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Error::io("write to", "standard output", error))
-            }
-            _ => Ok(()),
-        }
+        Ok(line)
     }
 
     /// Prints an error and the chain of its causes to standard error.

@@ -11,10 +11,12 @@
 //! raw       a sparse raw file, written by a thread of its own
 //! window    256 KiB of the disk at a time, and which of its blocks hold anything
 //! checksum  CRC-32 of what was written, extent by extent, in bounded memory
+//! archive   a disk packed again: the way back
 //! ```
 //!
-//! Caller: [`crate::transfer`].
+//! Callers: [`crate::transfer`]; `archive` is `ops::pack`'s.
 
+pub(crate) mod archive;
 mod checksum;
 pub(crate) mod raw;
 mod window;

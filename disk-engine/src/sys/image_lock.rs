@@ -7,7 +7,7 @@
 //!
 //! They are byte-range locks of the open file description (`F_OFD_SETLK`); the bytes need not
 //! exist. A newcomer takes its own locks, then asks whether someone's conflict with them.
-//! Callers: `overlay::rebase`, `sys::pending` (before it replaces an image).
+//! Callers: `overlay::rebase`, `sys::pending` (before it replaces an image), `ops::pack`.
 
 use std::fs::File;
 use std::io;
@@ -58,6 +58,18 @@ pub fn is_in_use(file: &File) -> io::Result<bool> {
     Ok(i32::from(probe.l_type) != libc::F_UNLCK)
 }
 
+/// Whether a QEMU, or a program that locks like one, may be writing to `file`. Those that only read
+/// do not count.
+///
+/// # Errors
+///
+/// The file system cannot lock byte ranges.
+pub fn is_written(file: &File) -> io::Result<bool> {
+    let mut probe = range(libc::F_WRLCK, USED + WRITE);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))?;
+    Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+}
+
 fn range(kind: i32, byte: i64) -> libc::flock {
     libc::flock {
         // The constants are 0 to 2.
@@ -82,7 +94,9 @@ mod tests {
         let first = open();
         assert!(lock_for_writing(&first).unwrap());
         assert!(!lock_for_writing(&open()).unwrap());
+        assert!(is_written(&File::open(&path).unwrap()).unwrap());
         drop(first);
+        assert!(!is_written(&File::open(&path).unwrap()).unwrap());
         assert!(lock_for_writing(&open()).unwrap());
     }
 }
