@@ -34,5 +34,7 @@ pub(crate) mod map;
 pub(crate) mod output;
 pub(crate) mod seekable;
 pub(crate) mod stream;
+#[cfg(test)]
+mod tests;
 pub(crate) mod whole;
 pub(crate) mod zstd;

@@ -28,7 +28,7 @@ use crate::disk::DiskContent;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a block: what file systems allocate, and what sparse files have holes of.
-const BLOCK: u64 = BLOCK_BYTES as u64;
+pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;
 const BLOCK_BYTES: usize = 4096;
 /// Bytes of a chunk: one bit per block in a word.
 pub(crate) const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -37,7 +37,7 @@ pub(crate) const CHUNK_BYTES: usize = 64 * BLOCK_BYTES;
 const STRIPE_CHUNKS: usize = 64;
 const STRIPE: u64 = STRIPE_CHUNKS as u64 * CHUNK;
 /// Most runs of a map. Our own reader takes twice as many, others take any number.
-pub(crate) const RUNS_MAX: usize = 100_000;
+const RUNS_MAX: usize = 100_000;
 /// Offsets of files are signed.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
@@ -87,6 +87,16 @@ impl DiskMap {
     /// [`ErrorKind::Limit`] for a disk of 2^63 bytes and more, [`ErrorKind::Cancelled`], and what
     /// reading the disk fails with.
     pub(crate) fn scan(disk: &dyn DiskContent, threads: usize, control: &Control) -> Result<Self> {
+        Self::scan_within(disk, threads, control, RUNS_MAX)
+    }
+
+    /// As [`DiskMap::scan`], with at most `most` runs, which is at least one.
+    pub(super) fn scan_within(
+        disk: &dyn DiskContent,
+        threads: usize,
+        control: &Control,
+        most: usize,
+    ) -> Result<Self> {
         let size = disk.size();
         if size > SIZE_MAX {
             return Err(Error::new(
@@ -102,7 +112,7 @@ impl DiskMap {
             control,
         };
         let stripes = scan.run(threads)?;
-        Ok(Self::of(stripes, size, RUNS_MAX))
+        Ok(Self::of(stripes, size, most))
     }
 
     fn of(stripes: BTreeMap<u64, Stripe>, size: u64, most: usize) -> Self {
