@@ -35,6 +35,9 @@ pub enum Error {
     /// No image can be made from these options.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// The caller asked an image for something that it does not have.
+    #[error(transparent)]
+    Request(#[from] RequestError),
 }
 
 impl Error {
@@ -43,7 +46,7 @@ impl Error {
     }
 }
 
-/// A header field that breaks a rule.
+/// A field of the header or of a table that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{field} at offset {offset:#x} is {value:#x}: {violation}")]
 pub struct FieldError {
@@ -57,7 +60,7 @@ pub struct FieldError {
     pub violation: Violation,
 }
 
-/// The rules a header can break, one by one. New rules may be added.
+/// The rules an image can break, one by one. New rules may be added.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Violation {
@@ -219,6 +222,86 @@ pub enum Violation {
     /// A full disk encryption header pointer in an image that is not LUKS.
     #[error("only a LUKS image has a full disk encryption header pointer")]
     EncryptionHeaderUnexpected,
+    /// Reserved bits of a table entry that are set.
+    #[error("the bits {bits:#x} are reserved and must be zero")]
+    ReservedBits {
+        /// Those of the reserved bits that are set.
+        bits: u64,
+    },
+    /// A mapping to a place inside a host cluster.
+    #[error(
+        "guest offset {guest:#x} is mapped to {host:#x}, which is not a multiple of {cluster_size:#x}"
+    )]
+    ClusterUnaligned {
+        /// The guest offset.
+        guest: u64,
+        /// Where it is mapped to.
+        host: u64,
+        /// The image's cluster size in bytes.
+        cluster_size: u64,
+    },
+    /// The zero bit of an L2 entry, in version 2 or in an extended entry.
+    #[error("only standard L2 entries of version 3 have the zero bit")]
+    ZeroBit,
+    /// A subcluster that is said to be allocated and to read as zeros.
+    #[error("a subcluster is either allocated or zero, not both")]
+    SubclusterBothBits,
+    /// A subcluster that is said to be allocated in no cluster.
+    #[error("a subcluster is allocated only in an allocated cluster")]
+    SubclusterWithoutCluster,
+    /// A compressed cluster beside an external data file.
+    #[error("an image with an external data file has no compressed clusters")]
+    CompressedWithExternalData,
+    /// A cluster that lies elsewhere in the external data file than on the guest's disk.
+    #[error("in an external data file guest offset {guest:#x} lies at that offset")]
+    ExternalDataElsewhere {
+        /// The guest offset.
+        guest: u64,
+    },
+    /// Compressed data that does not give one cluster.
+    #[error("the {compression} data of guest offset {guest:#x} does not give one cluster: {what}")]
+    CompressedData {
+        /// What qemu-img calls the compression.
+        compression: &'static str,
+        /// Where the cluster starts on the guest's disk.
+        guest: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A snapshot table over 64 MiB.
+    #[error("a snapshot table takes at most 64 MiB")]
+    SnapshotTableTooLarge,
+    /// More than 1024 bytes of extra data in a snapshot table entry.
+    #[error("a snapshot has at most 1024 bytes of extra data")]
+    SnapshotExtraData,
+}
+
+/// Something an image was asked for and does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// No snapshot has this id or name.
+    #[error("the image has no snapshot with the id or name \"{}\"", name.escape_ascii())]
+    NoSuchSnapshot {
+        /// What was looked for.
+        name: Vec<u8>,
+    },
+    /// The guest's clusters lie in a file that was not given.
+    #[error("the guest's data lies in an external data file, which was not given")]
+    DataFileNeeded,
+    /// A data file was given, and the image holds its clusters itself.
+    #[error("the image has no external data file")]
+    DataFileUnexpected,
+    /// A range that is not on the disk.
+    #[error("{length} bytes at offset {offset:#x} are not in a disk of {size} bytes")]
+    OutOfRange {
+        /// Where the range starts.
+        offset: u64,
+        /// Its length in bytes.
+        length: u64,
+        /// Size of the disk in bytes.
+        size: u64,
+    },
 }
 
 /// Something valid that this library does not do.
@@ -244,6 +327,18 @@ pub enum Unsupported {
     CompressionType {
         /// The type the header states.
         value: u8,
+    },
+    /// Encrypted guest data.
+    #[error("crypt_method at offset 0x20: the guest's data is encrypted with {method}")]
+    Encryption {
+        /// What qemu-img calls the method.
+        method: &'static str,
+    },
+    /// A compressed cluster, and the library was built without its compression.
+    #[error("compressed clusters of type {name}, which this build leaves out")]
+    CompressionLeftOut {
+        /// What qemu-img calls the compression.
+        name: &'static str,
     },
 }
 

@@ -6,13 +6,16 @@
 //! L2 table             one cluster of L2 entries
 //! L1 entry covers      (cluster size / L2 entry) × cluster size   guest bytes
 //! refcount block       one cluster of 1 << refcount_order bit wide counts
+//! subcluster           cluster size / 32, with extended L2 entries only
+//!
+//! guest offset   [ l1_index ][ l2_index ][ offset in cluster ]
 //! ```
 //!
-//! Callers: `header` (validation), `create` (layout).
+//! Callers: `header` (validation), `create` (layout), `l1`, `l2`, `image` (lookups).
 
 use std::fmt;
 
-use crate::address::{HostCluster, HostOffset};
+use crate::address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 
 /// Most bytes an active L1 table may take: QEMU's limit, 4,194,304 entries.
 pub const L1_TABLE_MAX_BYTES: u64 = 32 << 20;
@@ -20,6 +23,8 @@ pub const L1_TABLE_MAX_BYTES: u64 = 32 << 20;
 pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
 /// Bytes of an entry of the L1 table and of the refcount table.
 pub const TABLE_ENTRY_BYTES: u64 = 8;
+/// Subclusters in a cluster, with extended L2 entries.
+pub const SUBCLUSTERS: u32 = 32;
 
 /// A cluster size: a power of two from 512 bytes to 2 MiB, kept as its exponent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +74,18 @@ impl ClusterBits {
     #[must_use]
     pub const fn offset_of(self, cluster: HostCluster) -> HostOffset {
         HostOffset(cluster.0.saturating_mul(self.bytes()))
+    }
+
+    /// How far `offset` lies behind the start of its cluster.
+    #[must_use]
+    pub const fn offset_in_cluster(self, offset: u64) -> u64 {
+        offset & (self.bytes() - 1)
+    }
+
+    /// The cluster of the guest's disk that holds `offset`.
+    #[must_use]
+    pub const fn guest_cluster(self, offset: GuestOffset) -> GuestCluster {
+        GuestCluster(offset.0 >> self.0)
     }
 
     /// How many clusters `length` bytes take, the last one perhaps in part.
@@ -134,8 +151,49 @@ impl Geometry {
     /// Guest bytes that one L1 entry covers.
     #[must_use]
     pub const fn l1_entry_span(self) -> u64 {
-        let l2_entry_bytes = if self.extended_l2 { 16 } else { 8 };
-        (self.cluster_bits.bytes() / l2_entry_bytes) * self.cluster_bits.bytes()
+        self.l2_entries() * self.cluster_bits.bytes()
+    }
+
+    /// Bytes of an L2 entry.
+    #[must_use]
+    pub const fn l2_entry_bytes(self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// Entries of an L2 table.
+    #[must_use]
+    pub const fn l2_entries(self) -> u64 {
+        self.cluster_bits.bytes() / self.l2_entry_bytes()
+    }
+
+    /// Which entry of the L1 table covers `offset`.
+    #[must_use]
+    pub const fn l1_index(self, offset: GuestOffset) -> u64 {
+        offset.0 / self.l1_entry_span()
+    }
+
+    /// Which entry of its L2 table maps `offset`.
+    #[must_use]
+    pub const fn l2_index(self, offset: GuestOffset) -> u64 {
+        self.cluster_bits.guest_cluster(offset).0 % self.l2_entries()
+    }
+
+    /// Bytes that are mapped as one: a subcluster with extended L2 entries, else a cluster.
+    #[must_use]
+    pub const fn subcluster_bytes(self) -> u64 {
+        if self.extended_l2 {
+            self.cluster_bits.bytes() / SUBCLUSTERS as u64
+        } else {
+            self.cluster_bits.bytes()
+        }
+    }
+
+    /// Which subcluster of its cluster holds `offset`; 0 without extended L2 entries.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the quotient is below 32")]
+    pub const fn subcluster_index(self, offset: GuestOffset) -> u32 {
+        // Below 32, whatever the offset.
+        (self.cluster_bits.offset_in_cluster(offset.0) / self.subcluster_bytes()) as u32
     }
 
     /// L1 entries a disk of `virtual_size` bytes needs.
@@ -185,6 +243,19 @@ mod tests {
         assert_eq!(geometry(16, 4, false).refcounts_per_block(), 32768);
         assert_eq!(geometry(9, 6, false).refcounts_per_block(), 64);
         assert_eq!(geometry(21, 0, false).refcounts_per_block(), 1 << 24);
+    }
+
+    #[test]
+    fn a_guest_offset_falls_into_its_indices() {
+        let offset = GuestOffset((512 << 20) * 3 + 65_536 * 7 + 2049);
+        let standard = geometry(16, 4, false);
+        assert_eq!((standard.l1_index(offset), standard.l2_index(offset)), (3, 7));
+        assert_eq!((standard.subcluster_bytes(), standard.subcluster_index(offset)), (65_536, 0));
+        let extended = geometry(16, 4, true);
+        assert_eq!((extended.l1_index(offset), extended.l2_index(offset)), (6, 7));
+        assert_eq!((extended.subcluster_bytes(), extended.subcluster_index(offset)), (2048, 1));
+        assert_eq!(extended.subcluster_index(GuestOffset(65_535)), 31);
+        assert_eq!(geometry(9, 4, false).l2_index(GuestOffset(u64::MAX)), 63);
     }
 
     #[test]

@@ -8,6 +8,11 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::{PoisonError, RwLock};
 
+use byteorder::{BigEndian, ByteOrder};
+use zerocopy::IntoBytes;
+
+use crate::error::{Error, Result};
+
 /// Storage that can be read at any offset.
 pub trait ReadAt {
     /// Reads up to `buffer.len()` bytes at `offset`; 0 at or past the end.
@@ -43,6 +48,16 @@ pub trait ReadAt {
             }
         }
         Ok(filled)
+    }
+}
+
+impl<S: ReadAt + ?Sized> ReadAt for &S {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        (**self).read_at(buffer, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        (**self).length()
     }
 }
 
@@ -132,6 +147,29 @@ impl Memory {
     pub fn into_bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `count` big-endian numbers from `offset` on; what lies past the end of the storage is zero, as
+/// QEMU has it. The caller bounds `count`.
+pub(crate) fn read_table(
+    storage: &(impl ReadAt + ?Sized),
+    offset: u64,
+    count: u64,
+    doing: &'static str,
+) -> Result<Vec<u64>> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut table = zeroed(count).map_err(Error::io(doing, offset))?;
+    storage.read_full_at(table.as_mut_bytes(), offset).map_err(Error::io(doing, offset))?;
+    BigEndian::from_slice_u64(&mut table);
+    Ok(table)
+}
+
+/// A vector of zeros, or an error where there is no memory for it.
+pub(crate) fn zeroed<T: Clone + Default>(length: usize) -> io::Result<Vec<T>> {
+    let mut vector = Vec::new();
+    vector.try_reserve_exact(length).map_err(|_| ErrorKind::OutOfMemory)?;
+    vector.resize(length, T::default());
+    Ok(vector)
 }
 
 fn too_large() -> io::Error {

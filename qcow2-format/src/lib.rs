@@ -34,19 +34,25 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod compressed;
 pub mod create;
 pub mod error;
 pub mod feature;
 pub mod geometry;
 pub mod header;
+pub mod image;
 pub mod io;
+pub mod l1;
+pub mod l2;
+pub mod snapshot;
 
 mod raw;
 mod refcount;
 
-pub use address::{HostCluster, HostOffset};
+pub use address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use create::CreateOptions;
 pub use error::{Error, Result};
 pub use geometry::{ClusterBits, Geometry, RefcountOrder};
 pub use header::Header;
+pub use image::{Image, ReadOptions};
 pub use io::{Memory, ReadAt, WriteAt};

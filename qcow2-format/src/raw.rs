@@ -8,9 +8,9 @@
 //!                                                                            unknown fields
 //! ```
 //!
-//! Field names are the specification's ("Header"). Callers: `header`.
+//! Field names are the specification's. Callers: `header`, `snapshot`.
 
-use zerocopy::byteorder::big_endian::{U32, U64};
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `QFI\xfb`.
@@ -86,3 +86,19 @@ pub(crate) struct RawEncryptionHeader {
     pub length: U64,
 }
 const _: () = assert!(size_of::<RawEncryptionHeader>() == 16);
+
+/// The fixed part of a snapshot table entry (spec: "Snapshots").
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawSnapshot {
+    pub l1_table_offset: U64,
+    pub l1_size: U32,
+    pub id_str_size: U16,
+    pub name_size: U16,
+    pub date_sec: U32,
+    pub date_nsec: U32,
+    pub vm_clock_nsec: U64,
+    pub vm_state_size: U32,
+    pub extra_data_size: U32,
+}
+const _: () = assert!(size_of::<RawSnapshot>() == 40);

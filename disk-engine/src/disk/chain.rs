@@ -6,7 +6,7 @@
 //!
 //! Formats are explicit: the caller states the top's, each header states the next one's. A header
 //! that names a backing file without its format is refused, because guessing would believe what
-//! a guest wrote. Callers: `ops::info`.
+//! a guest wrote. This walk is the only one. Callers: `disk`, `ops::info`, `attachment`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use qcow2_format::error::RequestError;
 use qcow2_format::{Header, ReadAt};
 
 use crate::base::BaseFormat;
@@ -37,6 +38,8 @@ pub struct ChainImage {
     pub virtual_size: u64,
     /// Bytes it takes on its file system.
     pub actual_size: u64,
+    /// The file itself, open for reading.
+    pub(crate) file: File,
 }
 
 /// An image and what it stands on, as far as the policy followed.
@@ -57,26 +60,12 @@ impl Chain {
     /// The top image cannot be opened; an image of the chain contradicts its format; the chain
     /// loops or is deeper than [`DEPTH_MAX`].
     pub fn open(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<Self> {
-        let mut seen = Vec::new();
+        let mut seen = Seen::default();
         let mut images = Vec::new();
         let mut next = Some((open_top(path)?, path.to_path_buf(), format));
         let mut not_followed = None;
         while let Some((file, path, format)) = next.take() {
-            let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
-            let identity = (metadata.dev(), metadata.ino());
-            if seen.contains(&identity) {
-                return Err(
-                    Error::new(ErrorKind::Corrupt, "the backing chain is a loop").with_path(path)
-                );
-            }
-            if seen.len() >= DEPTH_MAX {
-                return Err(Error::new(
-                    ErrorKind::Limit,
-                    format!("the backing chain is deeper than {DEPTH_MAX} images"),
-                )
-                .with_path(path));
-            }
-            seen.push(identity);
+            seen.admit(&file, &path)?;
             let image = ChainImage::read(file, path, format)?;
             match image.backing(policy) {
                 None => {}
@@ -87,6 +76,65 @@ impl Chain {
         }
         Ok(Self { images, not_followed })
     }
+
+    /// The chain of files that the caller has opened, top first. Each stands on the next one,
+    /// whatever its header calls it; nothing is opened by name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if an image has a backing file and is the last, or has none and
+    /// is not; otherwise as [`Chain::open`].
+    pub(crate) fn of_files(
+        files: impl IntoIterator<Item = (File, PathBuf, BaseFormat)>,
+    ) -> Result<Self> {
+        let mut seen = Seen::default();
+        let mut images: Vec<ChainImage> = Vec::new();
+        for (file, path, format) in files {
+            seen.admit(&file, &path)?;
+            if let Some(above) = images.last()
+                && !above.has_backing()
+            {
+                return Err(Error::new(ErrorKind::InvalidInput, "the image stands on no other")
+                    .with_path(&above.path)
+                    .with_hint("leave out the files after it"));
+            }
+            images.push(ChainImage::read(file, path, format)?);
+        }
+        if let Some(last) = images.last()
+            && last.has_backing()
+        {
+            let message = "the image has a backing file, which was not given";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_path(&last.path));
+        }
+        Ok(Self { images, not_followed: None })
+    }
+}
+
+/// The files of a chain so far.
+#[derive(Default)]
+struct Seen(Vec<(u64, u64)>);
+
+impl Seen {
+    fn admit(&mut self, file: &File, path: &Path) -> Result<()> {
+        let identity = identity(file, path)?;
+        if self.0.contains(&identity) {
+            return Err(
+                Error::new(ErrorKind::Corrupt, "the backing chain is a loop").with_path(path)
+            );
+        }
+        if self.0.len() >= DEPTH_MAX {
+            let message = format!("the backing chain is deeper than {DEPTH_MAX} images");
+            return Err(Error::new(ErrorKind::Limit, message).with_path(path));
+        }
+        self.0.push(identity);
+        Ok(())
+    }
+}
+
+/// Device and inode: what a file is, under whichever name.
+pub(crate) fn identity(file: &File, path: &Path) -> Result<(u64, u64)> {
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl ChainImage {
@@ -100,7 +148,12 @@ impl ChainImage {
             Some(header) => header.virtual_size(),
             None => length(&file, &path)?.next_multiple_of(512),
         };
-        Ok(Self { path, format, header, virtual_size, actual_size: space::allocated(&metadata) })
+        let actual_size = space::allocated(&metadata);
+        Ok(Self { path, format, header, virtual_size, actual_size, file })
+    }
+
+    fn has_backing(&self) -> bool {
+        self.header.as_ref().is_some_and(|header| header.backing_file().is_some())
     }
 
     /// Opens the backing file; `None` if there is none.
@@ -164,6 +217,15 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         }
         Format::Options(what) => {
             Error::new(ErrorKind::InvalidInput, "no qcow2 image can be made like that")
+                .with_path(path)
+                .with_source(what)
+        }
+        Format::Request(what) => {
+            let kind = match what {
+                RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
+                _ => ErrorKind::InvalidInput,
+            };
+            Error::new(kind, "the qcow2 image does not have what was asked for")
                 .with_path(path)
                 .with_source(what)
         }

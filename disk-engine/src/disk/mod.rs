@@ -5,12 +5,20 @@
 //! chain     an image and everything it stands on, top first
 //! content   what a disk holds, read anywhere
 //! raw       a raw image as such
+//! layer     an image of an opened chain, whatever its format
+//! opened    an opened chain: a disk that is read
+//! map       which part of a disk comes from where
 //! ```
 
 pub mod chain;
 pub mod content;
+mod layer;
+pub mod map;
+pub mod opened;
 pub mod policy;
 pub mod raw;
 
 pub use content::{ContentRun, DiskContent};
+pub use map::{DiskRun, DiskRuns};
+pub use opened::{Disk, DiskFile, DiskImage, DiskOptions};
 pub use raw::RawDisk;

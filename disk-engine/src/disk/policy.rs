@@ -7,9 +7,10 @@
 //!                                           lead out                   are refused
 //! ```
 //!
-//! This is the one gate: nobody else in the crate opens a name that an image contains. Callers:
-//! `chain`.
+//! This is the one gate: nobody else in the crate opens a name that an image contains, be it a
+//! backing file's or an external data file's. Callers: `chain`, `opened`.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -22,7 +23,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Which backing files may be opened.
+/// Which files that an image names may be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackingPolicy {
@@ -50,17 +51,31 @@ impl BackingPolicy {
     /// [`ErrorKind::Refused`] with the rule that forbids it; [`ErrorKind::NotFound`] if the file
     /// is gone.
     pub fn open(&self, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
-        let path = plain_path(image, name)?;
+        self.open_named(Named::BackingFile, image, name)
+    }
+
+    /// As [`BackingPolicy::open`], for the image's external data file.
+    ///
+    /// # Errors
+    ///
+    /// As [`BackingPolicy::open`].
+    pub fn open_data_file(&self, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
+        self.open_named(Named::DataFile, image, name)
+    }
+
+    fn open_named(&self, named: Named, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
+        let path = named.plain_path(image, name)?;
         let opened = match self {
             Self::Deny => Err(refused("the policy follows no names found in images", &path)),
-            Self::Any => open_plain(&path),
-            Self::Beneath(roots) => open_beneath(image, roots, &path),
+            Self::Any => named.open_plain(&path),
+            Self::Beneath(roots) => named.open_beneath(image, roots, &path),
         };
         let file = opened?;
         let metadata =
-            file.metadata().map_err(|error| Error::io("look at the backing file", &path, error))?;
+            file.metadata().map_err(|error| Error::io("look at the file", &path, error))?;
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
-            return Err(refused("a backing file is a regular file or a block device", &path));
+            let message = format!("{} is a regular file or a block device", named.article());
+            return Err(refused(message, &path));
         }
         Ok((file, path))
     }
@@ -72,13 +87,7 @@ impl BackingPolicy {
 ///
 /// [`ErrorKind::Refused`] if QEMU would read the name as a protocol.
 pub fn plain_path(image: &Path, name: &[u8]) -> Result<PathBuf> {
-    if qcow2_format::create::protocol(name).is_some() {
-        return Err(refused(
-            "the backing file name is a protocol, not a plain path",
-            Path::new(OsStr::from_bytes(name)),
-        ));
-    }
-    Ok(folder(image).join(OsStr::from_bytes(name)))
+    Named::BackingFile.plain_path(image, name)
 }
 
 fn folder(image: &Path) -> &Path {
@@ -88,48 +97,85 @@ fn folder(image: &Path) -> &Path {
     }
 }
 
-fn refused(message: &'static str, path: &Path) -> Error {
+fn refused(message: impl Into<Cow<'static, str>>, path: &Path) -> Error {
     Error::new(ErrorKind::Refused, message).with_path(path)
 }
 
-fn not_found_or(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |error| match error.kind() {
-        io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "the backing file is gone")
-            .with_path(path)
-            .with_hint("if it was moved, rebase the overlay onto its new place")
-            .with_source(error),
-        _ => Error::io(doing, path, error),
-    }
+/// What a name found in an image is for.
+#[derive(Clone, Copy)]
+enum Named {
+    BackingFile,
+    DataFile,
 }
 
-fn open_plain(path: &Path) -> Result<File> {
-    // O_NONBLOCK: a FIFO's other end may never come.
-    File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)
-        .map_err(not_found_or("open the backing file", path))
-}
-
-fn open_beneath(image: &Path, roots: &[PathBuf], path: &Path) -> Result<File> {
-    let roots = std::iter::once(folder(image)).chain(roots.iter().map(PathBuf::as_path));
-    for root in roots {
-        // A relative name below a relative folder has that folder as its prefix, an absolute
-        // name needs the root's absolute path.
-        let absolute = root.canonicalize().ok();
-        let below = path
-            .strip_prefix(root)
-            .ok()
-            .or_else(|| absolute.as_deref().and_then(|absolute| path.strip_prefix(absolute).ok()));
-        let Some(below) = below else { continue };
-        match beneath(root, below) {
-            Ok(file) => return Ok(file),
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EXDEV as i32) => {}
-            Err(error) => return Err(not_found_or("open the backing file", path)(error)),
+impl Named {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::BackingFile => "backing file",
+            Self::DataFile => "external data file",
         }
     }
-    Err(refused("the backing file lies outside the folders that may be followed", path)
-        .with_hint("name its folder as allowed, or trust the image's names"))
+
+    const fn article(self) -> &'static str {
+        match self {
+            Self::BackingFile => "a backing file",
+            Self::DataFile => "an external data file",
+        }
+    }
+
+    fn plain_path(self, image: &Path, name: &[u8]) -> Result<PathBuf> {
+        if qcow2_format::create::protocol(name).is_some() {
+            let message = format!("the {} name is a protocol, not a plain path", self.as_str());
+            return Err(refused(message, Path::new(OsStr::from_bytes(name))));
+        }
+        Ok(folder(image).join(OsStr::from_bytes(name)))
+    }
+
+    fn open_plain(self, path: &Path) -> Result<File> {
+        // O_NONBLOCK: a FIFO's other end may never come.
+        File::options()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .map_err(|error| self.not_opened(path, error))
+    }
+
+    fn open_beneath(self, image: &Path, roots: &[PathBuf], path: &Path) -> Result<File> {
+        let roots = std::iter::once(folder(image)).chain(roots.iter().map(PathBuf::as_path));
+        for root in roots {
+            // A relative name below a relative folder has that folder as its prefix, an absolute
+            // name needs the root's absolute path.
+            let absolute = root.canonicalize().ok();
+            let below = path.strip_prefix(root).ok().or_else(|| {
+                absolute.as_deref().and_then(|absolute| path.strip_prefix(absolute).ok())
+            });
+            let Some(below) = below else { continue };
+            match beneath(root, below) {
+                Ok(file) => return Ok(file),
+                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EXDEV as i32) => {}
+                Err(error) => return Err(self.not_opened(path, error)),
+            }
+        }
+        let message =
+            format!("the {} lies outside the folders that may be followed", self.as_str());
+        Err(refused(message, path)
+            .with_hint("name its folder as allowed, or trust the image's names"))
+    }
+
+    fn not_opened(self, path: &Path, error: io::Error) -> Error {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Error::io(format!("open the {}", self.as_str()), path, error);
+        }
+        let gone = Error::new(ErrorKind::NotFound, format!("the {} is gone", self.as_str()))
+            .with_path(path)
+            .with_source(error);
+        match self {
+            Self::BackingFile => {
+                gone.with_hint("if it was moved, rebase the overlay onto its new place")
+            }
+            Self::DataFile => gone,
+        }
+    }
 }
 
 fn beneath(root: &Path, below: &Path) -> io::Result<File> {

@@ -1,0 +1,149 @@
+//! Compressed clusters (spec: "Compressed Clusters Descriptor").
+//!
+//! ```text
+//! x = 62 - (cluster_bits - 8)
+//!
+//! bit  61 … x                      x-1 … 0
+//!      sectors of 512 bytes, - 1   byte offset in the file, on no boundary at all
+//!
+//! file  ──┬─────────┬─────────┬─────────┬──   the sector the payload starts in is counted in
+//!         │    [payload of one  ]··│    │     full; behind the payload lies what lies there
+//! ```
+//!
+//! A payload may straddle host clusters, share them with others, and end anywhere in its last
+//! sector. It is decoded into exactly one cluster and no further: what would give more costs no
+//! more, what gives less is an error. Callers: `l2` (descriptor), `image` (decoding).
+
+#[cfg(feature = "deflate")]
+mod deflate;
+#[cfg(feature = "zstd")]
+mod zstd;
+
+use std::fmt;
+
+use crate::address::{GuestOffset, HostOffset};
+use crate::error::{Error, FieldError, Result, Unsupported, Violation};
+use crate::geometry::ClusterBits;
+use crate::header::CompressionType;
+use crate::io::{ReadAt, zeroed};
+
+const SECTOR: u64 = 512;
+
+/// Where a compressed cluster lies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CompressedDescriptor {
+    host: HostOffset,
+    sectors: u32,
+}
+
+impl CompressedDescriptor {
+    /// The meaning of bits 0 to 61 of `raw`.
+    #[must_use]
+    pub fn decode(raw: u64, cluster_bits: ClusterBits) -> Self {
+        let shift = 62 - (cluster_bits.to_u32() - 8);
+        let additional = (raw & 0x3fff_ffff_ffff_ffff) >> shift;
+        let host = HostOffset(raw & ((1 << shift) - 1));
+        // At most 13 bits.
+        Self { host, sectors: u32::try_from(additional).unwrap_or(u32::MAX).saturating_add(1) }
+    }
+
+    /// Where the payload starts.
+    #[must_use]
+    pub const fn host(self) -> HostOffset {
+        self.host
+    }
+
+    /// Sectors of 512 bytes that hold the payload, the first and the last perhaps in part.
+    #[must_use]
+    pub const fn sectors(self) -> u32 {
+        self.sectors
+    }
+
+    /// Bytes from the payload's start to the end of its last sector: at most twice a cluster.
+    #[must_use]
+    pub const fn length(self) -> u64 {
+        self.sectors as u64 * SECTOR - self.host.0 % SECTOR
+    }
+}
+
+impl fmt::Debug for CompressedDescriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CompressedDescriptor({:#x}, {} sectors)", self.host.0, self.sectors)
+    }
+}
+
+/// Decodes cluster after cluster, keeping what that takes from one to the next.
+#[derive(Default)]
+pub(crate) struct Decoder {
+    payload: Vec<u8>,
+    #[cfg(feature = "deflate")]
+    deflate: Option<deflate::Inflater>,
+    #[cfg(feature = "zstd")]
+    zstd: Option<zstd::Decompressor>,
+}
+
+impl Decoder {
+    /// Reads what `descriptor` names and fills `cluster`, the guest's at `guest`, with it.
+    pub(crate) fn read(
+        &mut self,
+        storage: &(impl ReadAt + ?Sized),
+        compression: CompressionType,
+        descriptor: CompressedDescriptor,
+        guest: GuestOffset,
+        cluster: &mut [u8],
+    ) -> Result<()> {
+        let offset = descriptor.host.0;
+        let failed = || Error::io("read a compressed cluster", offset);
+        let length = usize::try_from(descriptor.length()).unwrap_or(usize::MAX);
+        if self.payload.len() < length {
+            self.payload = zeroed(length).map_err(failed())?;
+        }
+        let mut payload = std::mem::take(&mut self.payload);
+        let bytes = payload.get_mut(..length).unwrap_or_default();
+        let result = storage.read_full_at(bytes, offset).map_err(failed()).and_then(|count| {
+            // The last sector may not be there in full.
+            bytes.get_mut(count..).unwrap_or_default().fill(0);
+            self.decode(compression, bytes, cluster)?.map_err(|what| {
+                let violation = Violation::CompressedData {
+                    compression: compression.as_str(),
+                    guest: guest.0,
+                    what,
+                };
+                let field = "compressed cluster";
+                FieldError { field, value: descriptor.length(), offset, violation }.into()
+            })
+        });
+        self.payload = payload;
+        result
+    }
+
+    /// The inner error says what is wrong with the payload.
+    fn decode(
+        &mut self,
+        compression: CompressionType,
+        payload: &[u8],
+        cluster: &mut [u8],
+    ) -> Result<Result<(), &'static str>> {
+        #[allow(unused_variables, reason = "without the features")]
+        let left_out = |name| -> Error { Unsupported::CompressionLeftOut { name }.into() };
+        match compression {
+            #[cfg(feature = "deflate")]
+            CompressionType::Zlib => {
+                Ok(self.deflate.get_or_insert_default().decode(payload, cluster))
+            }
+            #[cfg(feature = "zstd")]
+            CompressionType::Zstd => {
+                let decompressor = match self.zstd.take() {
+                    Some(decompressor) => decompressor,
+                    None => zstd::Decompressor::new()?,
+                };
+                Ok(self.zstd.insert(decompressor).decode(payload, cluster))
+            }
+            #[allow(unreachable_patterns, reason = "with both features")]
+            other => Err(left_out(other.as_str())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
