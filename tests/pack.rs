@@ -13,11 +13,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use disk_engine::BaseFormat;
 use disk_engine::ops::pack::{PackOptions, PackReport, pack, pack_into};
 use disk_engine::ops::{self, ExtractOptions};
 use disk_engine::source::Source;
 use disk_engine::sys::sparse::next_data;
 use testkit::disks::sha256;
+use testkit::qemu::{self, img_in};
 use testkit::tool::{available, left_out, memory_folder};
 use zstd::zstd_safe::seekable::Seekable;
 
@@ -127,6 +129,9 @@ fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
+/// A command that unpacks into a folder.
+type Reader<'a> = &'a dyn Fn(&Path) -> Command;
+
 /// Python's tarfile, as anybody would use it.
 const PYTHON: &str = "import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
@@ -138,7 +143,7 @@ fn assert_read_by_all(folder: &Path, archive: &Path, member: &str, disk: &Path, 
     let tar = folder.join("plain.tar");
     run(Command::new("zstd").args(["-q", "-t"]).arg(archive));
     run(Command::new("zstd").args(["-q", "-d", "-f"]).arg(archive).arg("-o").arg(&tar));
-    let readers: [(&str, &dyn Fn(&Path) -> Command); 4] = [
+    let readers: [(&str, Reader<'_>); 4] = [
         ("tar", &|into| {
             let mut command = Command::new("tar");
             command.arg("--zstd").arg("-xf").arg(archive).arg("-C").arg(into);
@@ -265,15 +270,22 @@ fn long_names_reach_every_reader() {
     }
 }
 
-/// 40 MiB of data in a disk of 64, with zeros in it that a file may or may not have as holes.
+/// Size of the disk below.
+const LARGE: u64 = 36 << 20;
+
+/// 24 MiB of data, six jobs of libzstd's, with zeros in it that a file may or may not have as holes.
 fn write_content(file: &File, dense: bool) {
     if dense {
-        file.write_all_at(&vec![0; 64 << 20], 0).unwrap();
+        file.write_all_at(&vec![0; usize::try_from(LARGE).unwrap()], 0).unwrap();
     }
-    file.set_len(64 << 20).unwrap();
-    for stretch in 0..10_u64 {
-        file.write_all_at(&pattern(stretch % 7, 4 << 20), stretch * (6 << 20) + 8192).unwrap();
-        // Zeros inside, two of them whole blocks.
+    file.set_len(LARGE).unwrap();
+    let mut bytes = pattern(1, 4 << 20);
+    for stretch in 0..6 {
+        // The same again, but for a part of it.
+        bytes.rotate_left(1000);
+        bytes[..1 << 20].iter_mut().for_each(|byte| *byte = byte.rotate_left(1) | 1);
+        file.write_all_at(&bytes, stretch * (6 << 20) + 8192).unwrap();
+        // Zeros inside, some of them whole blocks.
         file.write_all_at(&[0; 20_000], stretch * (6 << 20) + 100_000).unwrap();
     }
 }
@@ -310,7 +322,7 @@ fn the_bytes_follow_from_content_and_options_alone() {
         for (threads, disk) in [(1, 0), (2, 1), (3, 2), (8, 0), (8, 1)] {
             let options = PackOptions { level, ..options(frame_size, threads) };
             let (bytes, report) = packed(&disks[disk], &options);
-            assert_eq!((report.threads, report.virtual_size), (threads, 64 << 20));
+            assert_eq!((report.threads, report.virtual_size), (threads, LARGE));
             let first = first.get_or_insert_with(|| bytes.clone());
             let what = format!("{frame_size:?}, level {level}, {threads} threads, disk {disk}");
             assert!(bytes == *first, "{what}: {} and {} bytes", bytes.len(), first.len());
@@ -352,6 +364,62 @@ fn the_reference_reader_of_seek_tables_reads_any_range() {
             assert_eq!(length, left.min(usize::try_from(size).unwrap()));
         }
     }
+}
+
+/// Packs in one frame and in many, and compares with the raw disk packed.
+fn assert_packs_like(image: &Path, snapshot: Option<&str>, raw: &Path, what: &str) {
+    for frame_size in [None, Some(1 << 20)] {
+        let expected = packed(raw, &options(frame_size, 2)).0;
+        for threads in [1, 3] {
+            let mut options =
+                PackOptions { format: BaseFormat::Qcow2, ..options(frame_size, threads) };
+            options.disk.snapshot = snapshot.map(Into::into);
+            assert!(packed(image, &options).0 == expected, "{what}, {frame_size:?}, {threads}");
+        }
+    }
+}
+
+#[test]
+fn a_qcow2_image_packs_like_the_raw_disk_it_holds() {
+    if !available("packs of qcow2 images", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let folder = memory_folder();
+    let folder = folder.path();
+    let raw = folder.join("raw");
+    let data = vec![(0, 8192), (1 << 20, 1 << 20), ((7 << 20) - 512, 200_000)];
+    Shape { name: "", size: 9 << 20, data }.make(&raw);
+    for (what, arguments) in [
+        ("plain", &["-o", "cluster_size=512"][..]),
+        ("large clusters", &["-o", "cluster_size=2M", "-S", "0"]),
+        ("deflate", &["-c"]),
+        ("zstd", &["-c", "-o", "compression_type=zstd,cluster_size=2M"]),
+    ] {
+        let convert = [&["convert", "-f", "raw", "-O", "qcow2"], arguments, &["raw", "a.qcow2"]];
+        img_in(folder, &convert.concat());
+        assert_packs_like(&folder.join("a.qcow2"), None, &raw, what);
+    }
+    // An overlay over a base over a raw disk, with data, zeros over data, and a snapshot.
+    let overlay = folder.join("vm.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "raw", "mid.qcow2", "12M"];
+    img_in(folder, &create);
+    img_in(folder, &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "mid.qcow2", "vm.qcow2"]);
+    let path = overlay.to_str().unwrap();
+    let write = |commands: &[&str]| {
+        let arguments = commands.iter().flat_map(|command| ["-c", command]);
+        let arguments: Vec<_> =
+            ["-f", "qcow2"].into_iter().chain(arguments).chain([path]).collect();
+        qemu::io(arguments).expect_success();
+    };
+    write(&["write -P 7 100k 300k", "write -z 1M 2M"]);
+    img_in(folder, &["snapshot", "-c", "first", "vm.qcow2"]);
+    write(&["write -P 9 6M 1M", "write -z 100k 100k", "write -P 3 11M 4k"]);
+    let flat = folder.join("flat");
+    img_in(folder, &["convert", "-f", "qcow2", "-O", "raw", "vm.qcow2", "flat"]);
+    assert_packs_like(&overlay, None, &flat, "a chain");
+    let convert = ["convert", "-f", "qcow2", "-O", "raw", "-l", "snapshot.name=first"];
+    img_in(folder, &[&convert[..], &["vm.qcow2", "flat"]].concat());
+    assert_packs_like(&overlay, Some("first"), &flat, "a snapshot");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use disk_engine::control::{CancelToken, Control, Event};
 use disk_engine::ops::pack::{PackOptions, pack};
 use disk_engine::sys::{image_lock, signal};
-use disk_engine::{ErrorKind, Existing};
+use disk_engine::{BaseFormat, BaseImage, ErrorKind, Existing};
 
 const SOURCE: &str = "PACK_FAULTS_SOURCE";
 const DESTINATION: &str = "PACK_FAULTS_DESTINATION";
@@ -187,6 +187,33 @@ fn another_disk_under_the_name_is_noticed() {
     let error = place.pack_and(None, move || fs::rename(&other, &disk).unwrap());
     assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
     assert_eq!(place.names(), ["disk"]);
+}
+
+#[test]
+fn a_base_written_to_or_in_use_counts_as_the_disk() {
+    let place = Place::new();
+    let overlay = place.folder.path().join("vm.qcow2");
+    BaseImage::open(place.disk(), BaseFormat::Raw).unwrap().overlay(&overlay).create().unwrap();
+    let base = place.disk();
+    let control = Control::new().with_observer(move |event| {
+        if let Event::Progress { source_length: Some(_), .. } = event {
+            let file = File::options().write(true).open(&base).unwrap();
+            file.write_all_at(b"data", (12 << 20) - 5000).unwrap();
+        }
+    });
+    let format = BaseFormat::Qcow2;
+    let options = PackOptions { format, control, level: 1, ..PackOptions::default() };
+    let error = pack(&overlay, &place.archive(), &options).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Mismatch, Some(place.disk().as_path())));
+
+    let options = PackOptions { format, existing: Existing::Replace, ..PackOptions::default() };
+    let error = pack(&overlay, &place.disk(), &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let vm = File::options().read(true).write(true).open(place.disk()).unwrap();
+    assert!(image_lock::lock_for_writing(&vm).unwrap());
+    let error = pack(&overlay, &place.archive(), &options).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Busy, Some(place.disk().as_path())));
+    assert_eq!(place.names(), ["disk", "vm.qcow2"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
-//! Topics: the main job · extract · base · overlay and rebase · create · info · attach · errors.
+//! Topics: the main job · extract · pack · base · overlay and rebase · create · info · attach · errors.
 
 #![expect(
     clippy::unwrap_used,
@@ -436,4 +436,49 @@ fn a_closed_pipe_is_a_normal_ending() {
     drop(reader);
     let status = shell.command(&["info", "a"]).stdout(writer).status().unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn pack_reports_what_extract_reads_back() {
+    let shell = Shell::new();
+    fs::write(shell.path("disk"), disk()).unwrap();
+    let report = shell.report(&["pack", "disk", "a.tar.zst", "--frames", "64k", "--threads", "2"]);
+    let size = fs::metadata(shell.path("a.tar.zst")).unwrap().len();
+    assert_eq!(report["virtual-size"], disk().len());
+    assert_eq!((&report["archive-bytes"], &report["frame-size"]), (&size.into(), &65_536.into()));
+    assert_eq!((&report["member"], &report["threads"]), (&"disk.img".into(), &2.into()));
+    let digest = report["sha256"].as_str().unwrap();
+    shell.report(&["extract", "a.tar.zst", "again", "--sha256", digest]);
+    assert_eq!(fs::read(shell.path("again")).unwrap(), disk());
+
+    // To standard output: the archive there, the report beside it.
+    let output = shell.run(&["pack", "disk", "-", "--frames", "64k", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, fs::read(shell.path("a.tar.zst")).unwrap());
+    let beside: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(beside["sha256"], digest);
+    assert_eq!(shell.error(&["pack", "disk", "-", "--force"], 2)["code"], "invalid-input");
+
+    assert_eq!(shell.error(&["pack", "disk", "a.tar.zst"], 1)["code"], "already-exists");
+    shell.report(&["pack", "disk", "a.tar.zst", "--force", "--durable", "--level", "1"]);
+    for (option, value) in
+        [("--frames", "1k"), ("--level", "23"), ("--long", "9"), ("--member", "/x")]
+    {
+        let error = shell.error(&["pack", "disk", "b.tar.zst", option, value], 2);
+        assert_eq!(error["code"], "invalid-input", "{option}");
+    }
+    assert_eq!(shell.names(), ["a.tar.zst", "again", "disk"]);
+}
+
+#[test]
+fn pack_wants_the_format_of_what_looks_like_qcow2_stated() {
+    let shell = Shell::new();
+    shell.report(&["create", "image.qcow2", "1M"]);
+    let error = shell.error(&["pack", "image.qcow2", "a.tar.zst"], 2);
+    assert!(error["hint"].as_str().unwrap().contains("--format qcow2"), "{error}");
+    let length = fs::metadata(shell.path("image.qcow2")).unwrap().len();
+    for (format, size) in [("raw", length), ("qcow2", 1 << 20)] {
+        let report = shell.report(&["pack", "-f", format, "image.qcow2", format]);
+        assert_eq!(report["virtual-size"], size, "{format}");
+    }
 }

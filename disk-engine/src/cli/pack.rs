@@ -11,7 +11,9 @@ use serde::Serialize;
 use crate::base::BaseFormat;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
+use crate::disk::DiskOptions;
 use crate::disk::chain::probe_top;
+use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::{PackOptions, PackReport, pack, pack_into};
 use crate::sys::pending::{Durability, Existing};
@@ -27,6 +29,15 @@ pub(crate) struct Arguments {
     /// The disk's format; raw unless given, and never guessed
     #[arg(long, short = 'f', value_enum)]
     format: Option<Format>,
+    /// Pack this snapshot of the image, by id or name, instead of its active disk
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<String>,
+    /// Follow backing files wherever the image says; else only in the image's folder and below
+    #[arg(long)]
+    backing_chain: bool,
+    /// Follow backing files below this folder too
+    #[arg(long, value_name = "DIR", conflicts_with = "backing_chain")]
+    allow: Vec<PathBuf>,
     /// What the archive calls the disk
     #[arg(long, value_name = "NAME", default_value = "disk.img")]
     member: String,
@@ -85,9 +96,16 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         )
         .with_hint("leave out --force and --durable"));
     }
+    let policy = if arguments.backing_chain {
+        BackingPolicy::Any
+    } else {
+        BackingPolicy::Beneath(arguments.allow)
+    };
+    let disk = DiskOptions { policy, snapshot: arguments.snapshot, ..DiskOptions::default() };
     let (control, drawing) = progress::draw(output);
     let options = PackOptions {
         format,
+        disk,
         member: arguments.member,
         mtime: arguments.mtime,
         level: arguments.level,

@@ -27,7 +27,7 @@ use crate::base::BaseFormat;
 use crate::control::Control;
 use crate::digest::Sha256Digest;
 use crate::disk::chain::open_top;
-use crate::disk::{DiskContent, RawDisk};
+use crate::disk::{Disk, DiskContent, DiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::archive::map::DiskMap;
 use crate::sink::archive::output::Output;
@@ -44,6 +44,8 @@ use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 pub struct PackOptions {
     /// The disk's format; never guessed.
     pub format: BaseFormat,
+    /// How a chain is opened: which files it may name, which snapshot is read.
+    pub disk: DiskOptions,
     /// What the archive calls the disk.
     pub member: String,
     /// When the archive says the disk was changed last, in seconds since the Unix epoch.
@@ -72,6 +74,7 @@ impl Default for PackOptions {
     fn default() -> Self {
         Self {
             format: BaseFormat::Raw,
+            disk: DiskOptions::default(),
             member: "disk.img".into(),
             mtime: 0,
             level: 6,
@@ -119,8 +122,8 @@ pub struct PackReport {
 ///
 /// [`ErrorKind::InvalidInput`] for options out of range, and if the archive would replace the disk;
 /// [`ErrorKind::AlreadyExists`] unless told to replace; [`ErrorKind::Busy`] if a VM writes to the
-/// disk; [`ErrorKind::Mismatch`] if it changes meanwhile; otherwise what the disk and the operating
-/// system say. Nothing is left behind, and what stood there still stands.
+/// disk or what it stands on; [`ErrorKind::Mismatch`] if that changes meanwhile; otherwise as
+/// [`Disk::open`] and the operating system say. Nothing is left behind, and what stood there still stands.
 pub fn pack(source: &Path, destination: &Path, options: &PackOptions) -> Result<PackReport> {
     let start = Instant::now();
     check(options)?;
@@ -129,7 +132,7 @@ pub fn pack(source: &Path, destination: &Path, options: &PackOptions) -> Result<
         return Err(Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
             .with_path(destination));
     }
-    let opened = Opened::open(source, options.format)?;
+    let opened = Opened::open(source, options)?;
     if opened.files.iter().any(|file| is_same_file(&file.metadata, destination)) {
         let message = "the disk would be replaced by its own archive";
         return Err(Error::new(ErrorKind::InvalidInput, message)
@@ -158,11 +161,12 @@ pub fn pack_into(
     options: &PackOptions,
 ) -> Result<PackReport> {
     check(options)?;
-    Opened::open(source, options.format)?.pack(writer, label, options)
+    Opened::open(source, options)?.pack(writer, label, options)
 }
 
 /// Packs any disk into `writer`. Nobody looks whether another program writes to it; changes of what
-/// was data are noticed all the same. [`PackOptions::format`] says nothing here.
+/// was data are noticed all the same. [`PackOptions::format`] and [`PackOptions::disk`] say nothing
+/// here.
 ///
 /// # Errors
 ///
@@ -176,8 +180,7 @@ pub fn pack_disk(
     check(options)?;
     let start = Instant::now();
     let control = &options.control;
-    let threads = options.threads.or_else(|| thread::available_parallelism().ok());
-    let threads = threads.map_or(1, NonZeroUsize::get).min(THREADS_MAX);
+    let threads = threads_of(options);
     let map = DiskMap::scan(disk, threads, control)?;
     let stream = ArchiveStream::new(disk, &map, &options.member, options.mtime)?;
     let mut output = Output::new(writer, label, map.stored, control)?;
@@ -206,7 +209,7 @@ pub fn pack_disk(
 
 /// A disk the caller names, and the files that make it up as they were when it was opened.
 struct Opened {
-    disk: Box<dyn DiskContent>,
+    disk: Disk,
     files: Vec<Seen>,
     source: PathBuf,
 }
@@ -218,22 +221,25 @@ struct Seen {
 }
 
 impl Opened {
-    fn open(source: &Path, format: BaseFormat) -> Result<Self> {
-        let file = open_top(source)?;
-        if is_written(&file) {
-            return Err(Error::new(ErrorKind::Busy, "another program writes to the disk")
-                .with_path(source)
-                .with_hint("stop its VM first"));
-        }
-        let files = vec![Seen::of(&file, source)?];
-        let disk = match format {
-            BaseFormat::Raw => Box::new(RawDisk::of(file, source)?),
-            BaseFormat::Qcow2 => {
-                return Err(Error::new(ErrorKind::Unsupported, "qcow2 disks cannot be packed yet")
-                    .with_path(source));
+    fn open(source: &Path, options: &PackOptions) -> Result<Self> {
+        // A raw disk is a chain of one.
+        let images = Disk::open(source, options.format, &reading(options))?;
+        let mut files = Vec::new();
+        for image in images.images() {
+            if image.corrupt {
+                return Err(Error::new(ErrorKind::Corrupt, "the image is marked corrupt")
+                    .with_path(image.path)
+                    .with_hint("repair it with qemu-img check -r all"));
             }
-        };
-        Ok(Self { disk, files, source: source.to_path_buf() })
+            let file = open_top(image.path)?;
+            if is_written(&file) {
+                return Err(Error::new(ErrorKind::Busy, "another program writes to the disk")
+                    .with_path(image.path)
+                    .with_hint("stop its VM first"));
+            }
+            files.push(Seen::of(&file, image.path)?);
+        }
+        Ok(Self { disk: images, files, source: source.to_path_buf() })
     }
 
     fn pack(
@@ -242,7 +248,7 @@ impl Opened {
         label: &Path,
         options: &PackOptions,
     ) -> Result<PackReport> {
-        let report = pack_disk(&*self.disk, writer, label, options);
+        let report = pack_disk(&self.disk, writer, label, options);
         // A disk that was cut fails in other words where it ended too early.
         for file in &self.files {
             if !matches!(&report, Err(error) if error.kind() == ErrorKind::Cancelled) {
@@ -251,6 +257,23 @@ impl Opened {
         }
         report.map_err(|error| error.or_path(&self.source))
     }
+}
+
+/// How to read the disk: threads of ours read frames side by side, so that none of them needs help.
+/// The cache holds what each of them decodes, in clusters of up to 2 MiB.
+fn reading(options: &PackOptions) -> DiskOptions {
+    let mut reading = options.disk.clone();
+    let clusters = threads_of(options) as u64 + 2;
+    reading.cluster_cache = reading.cluster_cache.max(clusters << 21);
+    if options.frame_size.is_some() {
+        reading.threads = reading.threads.or(Some(1));
+    }
+    reading
+}
+
+fn threads_of(options: &PackOptions) -> usize {
+    let threads = options.threads.or_else(|| thread::available_parallelism().ok());
+    threads.map_or(1, NonZeroUsize::get).min(THREADS_MAX)
 }
 
 /// Where the file system cannot lock ranges, nobody can say.
