@@ -17,7 +17,7 @@ const SOURCE: &str = "PACK_FAULTS_SOURCE";
 const DESTINATION: &str = "PACK_FAULTS_DESTINATION";
 const FORCE: &str = "PACK_FAULTS_FORCE";
 
-/// A folder with a disk of 48 MiB, half of it data that does not compress.
+/// A folder with a disk of 42 MiB, most of it data that does not compress at first sight.
 struct Place {
     folder: tempfile::TempDir,
 }

@@ -180,8 +180,9 @@ fn text(label: &Path, report: &PackReport) -> String {
         Some(frame) => format!(" in {} frames of {}", report.frames, size::human(frame)),
         None => String::new(),
     };
+    let threads = if report.threads == 1 { "thread" } else { "threads" };
     format!(
-        "{}: {}{frames}, from {} virtual with {} of data in {} extents, {} threads, {:.2} s\nsha256:{}",
+        "{}: {}{frames}, from {} virtual with {} of data in {} extents, {} {threads}, {:.2} s\nsha256:{}",
         label.display().to_string().escape_debug(),
         size::human(report.archive_bytes),
         size::human(report.virtual_size),
