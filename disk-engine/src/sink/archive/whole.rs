@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Memory: libzstd's window (128 MiB unless told otherwise), and for each worker its tables and
-//! about three jobs of 4 MiB. Caller: `ops::pack`.
+//! the jobs of 4 MiB in flight. Caller: `ops::pack`.
 
 use zstd::zstd_safe::InBuffer;
 
