@@ -47,6 +47,7 @@ pub mod ops;
 pub mod overlay;
 pub mod sink;
 pub mod source;
+pub mod strategy;
 pub mod sys;
 pub mod transfer;
 
@@ -57,6 +58,7 @@ pub use digest::Sha256Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use overlay::Overlay;
 pub use source::Source;
+pub use strategy::{ProvidedDisk, Strategy};
 pub use sys::pending::{Durability, Existing};
 
 /// The README's Rust is compiled with the documentation's.

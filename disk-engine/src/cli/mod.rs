@@ -27,6 +27,7 @@ mod progress;
 mod rebase;
 mod size;
 mod source;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,7 @@ enum Command {
     Create(create::Arguments),
     Info(info::Arguments),
     Attach(attach::Arguments),
+    Usage(usage::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Create(arguments) => create::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Attach(arguments) => attach::run(arguments, &output),
+        Command::Usage(arguments) => usage::run(arguments, &output),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

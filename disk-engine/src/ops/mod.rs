@@ -7,6 +7,7 @@
 //! extract     archive or compressed image → sparse raw file
 //! create      a new qcow2 image
 //! info        header, extensions, chain
+//! usage       what disks take, how they have grown, what is left
 //! ```
 
 pub mod boot;
@@ -15,5 +16,6 @@ pub mod create;
 pub mod extract;
 pub mod info;
 pub mod prepare;
+pub mod usage;
 
 pub use extract::{ExtractOptions, ExtractReport, extract};

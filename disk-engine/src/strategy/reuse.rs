@@ -1,0 +1,96 @@
+//! A VM reboots: a disk of its own that stands there is kept if it can be the right one.
+//!
+//! ```text
+//! raw     a regular file, of the right user, at least as long as asked for; begins as qcow2 only if
+//!         the base does. No more can be known: every byte is the guest's.
+//! qcow2   also a valid image, at least as large, on the same backing file as the base
+//! ```
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::source::BaseFile;
+use super::{DiskBuilder, Provided, ProvidedDisk};
+use crate::base::{BaseFormat, check_readable};
+use crate::disk::chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::host;
+
+pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
+    let path = request.path.as_path();
+    let file = chain::open_top(path)?;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    if !metadata.is_file() {
+        return Err(misfit(path, "is no regular file"));
+    }
+    let user = request.owner.and_then(|(user, _)| user).unwrap_or_else(host::effective_user);
+    if metadata.uid() != user {
+        return Err(misfit(path, &format!("belongs to user {}, not {user}", metadata.uid())));
+    }
+    let base = BaseFile::open(request.base)?;
+    let virtual_size = match request.base.format() {
+        BaseFormat::Raw => raw_size(request, &base, &file, path)?,
+        BaseFormat::Qcow2 => qcow2_size(request, &base, &file, path)?,
+    };
+    Ok(ProvidedDisk {
+        path: path.to_path_buf(),
+        format: request.base.format(),
+        how: Provided::Kept,
+        virtual_size,
+        reused: true,
+    })
+}
+
+fn raw_size(
+    request: &DiskBuilder<'_>,
+    base: &BaseFile<'_>,
+    file: &File,
+    path: &Path,
+) -> Result<u64> {
+    let length = chain::length(file, path)?;
+    let wanted = request.file_length(base.length)?;
+    if length < wanted {
+        return Err(misfit(path, &format!("has {length} bytes, not {wanted}")));
+    }
+    // An overlay of an earlier start may have grown past the base's length.
+    let qcow2 = |path| Ok::<_, Error>(chain::probe_top(path)? == BaseFormat::Qcow2);
+    if qcow2(path)? && !qcow2(base.path)? {
+        return Err(misfit(path, "begins as a qcow2 image, and a raw disk is asked for"));
+    }
+    Ok(length)
+}
+
+fn qcow2_size(
+    request: &DiskBuilder<'_>,
+    base: &BaseFile<'_>,
+    file: &File,
+    path: &Path,
+) -> Result<u64> {
+    let header = chain::read_header(file, path).map_err(|error| match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::Unsupported => {
+            misfit(path, "is no qcow2 image that can be used").with_source(error)
+        }
+        // The storage is in trouble, which says nothing about the disk.
+        _ => error,
+    })?;
+    check_readable(&header, path)?;
+    let theirs = chain::read_header(&base.file, base.path)?;
+    if header.backing_file() != theirs.backing_file()
+        || header.external_data_file() != theirs.external_data_file()
+    {
+        return Err(misfit(path, "stands on other files than the base does"));
+    }
+    let wanted = request.base.virtual_size().max(request.min_size);
+    if header.virtual_size() < wanted {
+        let has = header.virtual_size();
+        return Err(misfit(path, &format!("has {has} bytes, and at least {wanted} are asked for")));
+    }
+    Ok(header.virtual_size())
+}
+
+fn misfit(path: &Path, how: &str) -> Error {
+    Error::new(ErrorKind::Mismatch, format!("the disk does not fit: it {how}"))
+        .with_path(path)
+        .with_hint("it is left as it is: remove it, or choose another path")
+}
