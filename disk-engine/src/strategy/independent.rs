@@ -52,8 +52,9 @@ pub(super) fn create(request: &DiskBuilder<'_>, means: Means) -> Result<Provided
         Means::ReflinkElseCopy if share(&base, file, path)?.is_ok() => Provided::Reflink,
         _ => Provided::Copy(copy_data(&base, file, path, &request.control)?),
     };
-    // A reflink has the base's length; a copy ends where the base's data ends.
-    set_length(file, path, length)?;
+    if length != base.length {
+        set_length(file, path, length)?;
+    }
     base.check_unchanged()?;
     if let Some((user, group)) = request.owner {
         fchown(file, user, group).map_err(|error| Error::io("change the owner of", path, error))?;
@@ -142,6 +143,8 @@ fn cannot_share(base: &BaseFile<'_>, file: &File, path: &Path, error: io::Error)
 
 /// Copies the base's data to the same places of `file`, which is empty.
 fn copy_data(base: &BaseFile<'_>, file: &File, path: &Path, control: &Control) -> Result<Copied> {
+    // First: a file system that sees a file grow takes space ahead, and XFS keeps it.
+    set_length(file, path, base.length)?;
     let mut copied = Copied::default();
     let mut in_kernel = true;
     let mut memory = Vec::new();
