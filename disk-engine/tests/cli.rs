@@ -1,6 +1,6 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
-//! Topics: the main job · extract · base · overlay and rebase · create · info · attach · errors.
+//! Topics: the main job · strategies, space, usage · extract · base · overlay and rebase · create · info · attach · errors.
 
 #![expect(
     clippy::unwrap_used,
@@ -126,6 +126,84 @@ fn a_preparation_that_fails_removes_what_it_made_and_nothing_else() {
     assert_eq!(error["code"], "mismatch");
     assert!(!shell.path("vms/vm0").exists());
     assert_eq!(fs::read(shell.path("vms/vm1/primary.qcow2")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_strategy_is_named_reported_and_kept_to() {
+    let shell = Shell::new();
+    fn prepare<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["prepare", "--nodes", "2", "--dir", "vms", "--cache", "cache"], more].concat()
+    }
+    let report = shell.report(&prepare(&["--strategy", "copy", "--min-size", "65M"]));
+    for (node, disk) in report["disks"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(disk["filename"], format!("vms/vm{node}/primary.img"));
+        assert_eq!((&disk["format"], &disk["strategy"]), (&"raw".into(), &"copy".into()));
+        assert_eq!(disk["virtual-size"], 65 << 20);
+        let copied = &disk["copied"];
+        assert!(copied["offloaded"].as_u64().unwrap() + copied["written"].as_u64().unwrap() > 0);
+        assert!(disk["actual-size"].as_u64().unwrap() < 1 << 20);
+    }
+    let error = shell.error(&prepare(&[]), 3);
+    assert_eq!(error["code"], "mismatch");
+    assert!(error["hint"].as_str().unwrap().contains("reflink or copy"), "{error}");
+    let report = shell.report(&prepare(&["--raw"]));
+    assert_eq!(report["disks"][1]["strategy"], "kept");
+    assert!(report["disks"][1].get("copied").is_none());
+    let report = shell.report(&prepare(&["--fresh"]));
+    assert_eq!(report["disks"][0]["strategy"], "overlay");
+    assert!(!shell.path("vms/vm0/primary.img").exists());
+    for wrong in [&["--strategy", "overlay", "--raw"][..], &["--strategy", "clone"]] {
+        assert_eq!(shell.error(&prepare(wrong), 2)["code"], "invalid-input", "{wrong:?}");
+    }
+    let text = shell.run(&prepare(&["--fresh", "--strategy", "copy"]));
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("raw, read-write, new copy"), "{text}");
+}
+
+#[test]
+fn disks_that_cannot_fit_end_with_the_exit_code_for_space() {
+    let shell = Shell::new();
+    let error = shell.error(&["prepare", "--nodes", "2", "--dir", "vms", "--reserve", "1E"], 4);
+    assert_eq!((&error["code"], error["errno"].is_null()), (&"no-space".into(), true));
+    assert!(error["message"].as_str().unwrap().contains("2305843009"), "{error}");
+    assert!(!shell.path("vms/vm0").exists());
+}
+
+#[test]
+fn usage_shows_disks_and_what_is_left_for_them() {
+    let shell = Shell::new();
+    shell.report(&["prepare", "--nodes", "2", "--dir", "vms"]);
+    let report = shell.report(&["usage", "vms"]);
+    let disks = report["disks"].as_array().unwrap();
+    assert_eq!(disks.len(), 2);
+    for (node, disk) in disks.iter().enumerate() {
+        assert_eq!(disk["filename"], format!("vms/vm{node}/primary.qcow2"));
+        assert_eq!((&disk["in-use"], &disk["growth"]), (&false.into(), &0.into()));
+        let base = &disk["base"];
+        assert!(fs::metadata(base["filename"].as_str().unwrap()).is_ok());
+        assert_eq!(base["key"].as_str().unwrap().len(), 64);
+    }
+    assert!(report["file-systems"][0]["available"].as_u64().unwrap() > 0);
+    assert_eq!(report["skipped"], Value::Array(Vec::new()));
+    assert_eq!(shell.error(&["usage", "absent"], 1)["code"], "not-found");
+    let text = shell.run(&["usage", "vms"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("grown by 0 B, on") && text.contains("available"), "{text}");
+}
+
+#[test]
+fn extract_pads_a_disk_unless_it_has_a_gpt() {
+    let shell = Shell::new();
+    let mut disk = vec![7; 5000];
+    fs::write(shell.path("plain"), &disk).unwrap();
+    let report = shell.report(&["extract", "plain", "a", "--pad"]);
+    assert_eq!((&report["virtual-size"], &report["padding"]), (&8192.into(), &3192.into()));
+    assert_eq!(fs::metadata(shell.path("a")).unwrap().len(), 8192);
+    assert_eq!(shell.report(&["extract", "plain", "b"])["padding"], 0);
+    disk[512..520].copy_from_slice(b"EFI PART");
+    fs::write(shell.path("gpt"), &disk).unwrap();
+    assert_eq!(shell.error(&["extract", "gpt", "c", "--pad"], 1)["code"], "unsupported");
+    assert!(!shell.path("c").exists());
 }
 
 #[test]

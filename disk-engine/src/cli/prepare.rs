@@ -230,9 +230,9 @@ impl Boot {
 fn render(report: &Report) -> String {
     let base = &report.base;
     let mut text = format!(
-        "base   {:?}  raw, read-only, shared by {}\n       {} of disk in {} of storage, {} in {:.3} s\n",
+        "base   {:?}  raw, read-only, {} overlays on it\n       {} of disk in {} of storage, {} in {:.3} s\n",
         base.path,
-        report.disks.len(),
+        report.disks.iter().filter(|disk| disk.strategy == Strategy::Overlay.as_str()).count(),
         size::human(base.virtual_size),
         size::human(base.actual_size),
         base.origin,

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, fchown};
 use std::path::Path;
 
 use super::source::{BaseFile, check_can_be_copied};
-use super::{Copied, DiskBuilder, Means, Provided, ProvidedDisk};
+use super::{Copied, DiskBuilder, Means, Provided, ProvidedDisk, reuse};
 use crate::base::{BaseFormat, BaseImage};
 use crate::control::{Control, Event};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,6 +56,7 @@ pub(super) fn create(request: &DiskBuilder<'_>, means: Means) -> Result<Provided
         set_length(file, path, length)?;
     }
     base.check_unchanged()?;
+    reuse::note_base(file, request.base, path)?;
     if let Some((user, group)) = request.owner {
         fchown(file, user, group).map_err(|error| Error::io("change the owner of", path, error))?;
     }

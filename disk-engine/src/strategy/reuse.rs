@@ -2,20 +2,40 @@
 //!
 //! ```text
 //! raw     a regular file, of the right user, at least as long as asked for; begins as qcow2 only if
-//!         the base does. No more can be known: every byte is the guest's.
-//! qcow2   also a valid image, at least as large, on the same backing file as the base
+//!         the base does; made from this base, as far as its attribute tells
+//! qcow2   also a valid image, on the same backing file as the base
 //! ```
+//!
+//! Every byte of a raw disk is the guest's, so what an overlay notes in its header is noted in an
+//! extended attribute, `user.disk-engine.base`: the bytes that `overlay::BaseIdentity` draws. It is
+//! absent where the file system keeps none (tmpfs before Linux 6.6, NFS) and in what `cp` makes.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::source::BaseFile;
 use super::{DiskBuilder, Provided, ProvidedDisk};
-use crate::base::{BaseFormat, check_readable};
+use crate::base::{BaseFormat, BaseImage, check_readable};
 use crate::disk::chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::host;
+use crate::overlay::BaseIdentity;
+use crate::sys::{attribute, host};
+
+const ATTRIBUTE: &CStr = c"user.disk-engine.base";
+/// Room for what a later version may note.
+const ATTRIBUTE_MAX: usize = 256;
+
+/// Notes beside `file` which base it was made from, where that can be noted.
+pub(super) fn note_base(file: &File, base: &BaseImage, path: &Path) -> Result<()> {
+    match attribute::set(file, ATTRIBUTE, &BaseIdentity::of(base).encode()) {
+        // A full attribute block costs the note, not the disk.
+        Ok(_) => Ok(()),
+        Err(error) if ErrorKind::of_io(&error) == ErrorKind::NoSpace => Ok(()),
+        Err(error) => Err(Error::io("note the base of", path, error)),
+    }
+}
 
 pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
     let path = request.path.as_path();
@@ -27,6 +47,12 @@ pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
     let user = request.owner.and_then(|(user, _)| user).unwrap_or_else(host::effective_user);
     if metadata.uid() != user {
         return Err(misfit(path, &format!("belongs to user {}, not {user}", metadata.uid())));
+    }
+    let noted = attribute::get::<ATTRIBUTE_MAX>(&file, ATTRIBUTE)
+        .map_err(|error| Error::io("read the attributes of", path, error))?;
+    let noted = noted.as_deref().and_then(BaseIdentity::parse);
+    if let Some(difference) = noted.and_then(|noted| noted.difference(request.base)) {
+        return Err(misfit(path, &difference));
     }
     let base = BaseFile::open(request.base)?;
     let virtual_size = match request.base.format() {

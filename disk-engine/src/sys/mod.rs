@@ -1,6 +1,7 @@
 //! The operating system, behind one surface. Nobody else in the crate uses `nix`.
 //!
 //! ```text
+//! attribute notes kept beside a file's bytes
 //! copy      bytes from file to file inside the kernel
 //! fiemap    whether a file shares its storage
 //! file_system  what a file lies on: its name, its mount, its size
@@ -16,6 +17,7 @@
 //! signal    a limit on file sizes as an error, not as an end
 //! ```
 
+pub mod attribute;
 pub mod copy;
 pub mod fiemap;
 pub mod file_system;
