@@ -278,7 +278,7 @@ fn between_two_file_systems_a_reflink_is_refused_and_a_copy_is_made() {
         File::options().write(true).open(&source).unwrap().write_all_at(&zeros, 200 << 20).unwrap();
         let made = disk().raw(true).create().unwrap();
         let Provided::Copy(copied) = made.how() else { panic!("{made:?}") };
-        assert_eq!(copied.shared.unwrap_or(false), false, "{kind:?}");
+        assert!(!copied.shared.unwrap_or(false), "{kind:?}");
         assert_same(("raw", &path), ("raw", base.path()));
         if copied.offloaded == 0 {
             assert!(copied.written < 4 * MIB, "{kind:?}: {copied:?}");
@@ -461,6 +461,12 @@ fn a_raw_disk_is_kept_if_it_can_be_the_right_one() {
     base.overlay(at("overlay")).create().unwrap();
     File::options().write(true).open(at("overlay")).unwrap().set_len(LENGTH + 4096).unwrap();
     misfit("overlay", "qcow2");
+    for (name, planted) in [("link", "disk"), ("nowhere", "absent")] {
+        symlink(planted, at(name)).unwrap();
+        misfit(name, "no regular file");
+    }
+    fs::create_dir(at("folder")).unwrap();
+    misfit("folder", "no regular file");
     // And a raw disk is no overlay.
     let overlay = base.disk(at("disk")).reuse(true).create();
     refused(overlay, ErrorKind::Mismatch, "overlay");

@@ -21,6 +21,7 @@
 //! - [`cache`] tells how many processes share a folder of bases, and what holds when they are
 //!   killed.
 //! - [`source`] tells what is read, and within which limits.
+//! - [`strategy`] tells how a disk is made of a base: overlay, reflink or copy.
 //! - [`overlay`] and [`attachment`] tell what a VM gets.
 //! - [`Error`] has a kind to match on, and keeps path, field, offset, hint and cause.
 //!

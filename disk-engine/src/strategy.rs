@@ -141,8 +141,8 @@ impl DiskBuilder<'_> {
     /// Keeps a disk that already stands there, with the guest's state, if it fits.
     ///
     /// An overlay is compared with the base as [`overlay::OverlayBuilder::reuse`] says. A raw disk is
-    /// all the guest's, so of it is checked what can be: a regular file, of the user asked for (else
-    /// ours), at least as long as asked for, that does not begin as a qcow2 image where the base does
+    /// all the guest's, so of it is checked what can be: a regular file, no link, of the user asked
+    /// for (else ours), at least as long as asked for, that does not begin as a qcow2 image where the base does
     /// not. Which base it was made from is noted in an extended attribute and compared where that is
     /// still there; not every file system keeps it, nor does `cp`. Its content is not compared.
     pub fn reuse(mut self, reuse: bool) -> Self {

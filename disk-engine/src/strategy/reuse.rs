@@ -15,13 +15,15 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use qcow2_format::ReadAt;
+
 use super::source::BaseFile;
 use super::{DiskBuilder, Provided, ProvidedDisk};
 use crate::base::{BaseFormat, BaseImage, check_readable};
 use crate::disk::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::overlay::BaseIdentity;
-use crate::sys::{attribute, host};
+use crate::sys::{attribute, host, open};
 
 const ATTRIBUTE: &CStr = c"user.disk-engine.base";
 /// Room for what a later version may note.
@@ -39,7 +41,11 @@ pub(super) fn note_base(file: &File, base: &BaseImage, path: &Path) -> Result<()
 
 pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
     let path = request.path.as_path();
-    let file = chain::open_top(path)?;
+    // A link in its place could lead to any file of ours, and nothing in a raw disk tells them apart.
+    let file = open::existing(path).map_err(|error| match open::is_misplaced(&error) {
+        true => misfit(path, "is no regular file").with_source(error),
+        false => Error::io("open", path, error),
+    })?;
     let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
     if !metadata.is_file() {
         return Err(misfit(path, "is no regular file"));
@@ -80,11 +86,18 @@ fn raw_size(
         return Err(misfit(path, &format!("has {length} bytes, not {wanted}")));
     }
     // An overlay of an earlier start may have grown past the base's length.
-    let qcow2 = |path| Ok::<_, Error>(chain::probe_top(path)? == BaseFormat::Qcow2);
-    if qcow2(path)? && !qcow2(base.path)? {
+    if begins_as_qcow2(file, path)? && !begins_as_qcow2(&base.file, base.path)? {
         return Err(misfit(path, "begins as a qcow2 image, and a raw disk is asked for"));
     }
     Ok(length)
+}
+
+fn begins_as_qcow2(file: &File, path: &Path) -> Result<bool> {
+    let mut magic = [0; 4];
+    let count = file
+        .read_full_at(&mut magic, 0)
+        .map_err(|error| Error::io("read the first bytes of", path, error))?;
+    Ok(count == 4 && magic == *b"QFI\xfb")
 }
 
 fn qcow2_size(
