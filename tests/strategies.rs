@@ -26,6 +26,7 @@ use disk_engine::disk::{PadOptions, pad_for_direct_io};
 use disk_engine::ops::boot::{BootExit, BootOptions, boot};
 use disk_engine::ops::boot_image::BOOT_IMAGE;
 use disk_engine::ops::prepare::{PrepareOptions, PrepareReport, prepare};
+use disk_engine::ops::usage::{UsageOptions, usage};
 use disk_engine::source::Source;
 use disk_engine::strategy::{Provided, Strategy};
 use disk_engine::sys::reflink;
@@ -755,6 +756,19 @@ fn what_cannot_fit_is_refused_before_anything_is_written() {
         job.run().unwrap();
         assert_eq!(names(&job.vm("vm1")), ["primary.img"]);
     }
+}
+
+#[test]
+fn a_file_system_without_a_size_has_room() {
+    let beside = folder();
+    // tmpfs takes a size of 0 for "no limit", and tells of no blocks then.
+    let mount = Mount::new("strategies: tmpfs without a limit", Kind::Tmpfs, 0, beside.path());
+    let Some(mount) = mount else { return };
+    let mut job = Job::new(Some(&mount.path()));
+    job.options.reserve = 1 << 40;
+    assert_eq!(job.run().unwrap().disks.len(), 3);
+    let report = usage(&[&job.options.folder], &UsageOptions::default()).unwrap();
+    assert_eq!((report.disks.len(), report.file_systems[0].total), (3, 0));
 }
 
 #[test]

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! A strategy named is that or an error. What was done is what [`ProvidedDisk::how`] says, not what
-//! was asked for. A reflink and a copy are new files of mode 0600 that appear whole or not at all, in
-//! the base's format, and need no lease; a qcow2 base's own backing file stays theirs too.
+//! was asked for. A reflink and a copy are new files of mode 0600 that appear whole or not at all,
+//! in the base's format, and need no lease; a qcow2 base's own backing file stays theirs too.
 //!
 //! Callers: `ops::prepare`, and whoever has a [`BaseImage`].
 
@@ -128,8 +128,8 @@ impl DiskBuilder<'_> {
         self
     }
 
-    /// The disk's least size in bytes; grows the base's size and never cuts it. A size that grows is
-    /// rounded up to whole sectors of 512 bytes. A copy of a qcow2 base cannot grow.
+    /// The disk's least size in bytes; grows the base's size and never cuts it. A size that grows
+    /// is rounded up to whole sectors of 512 bytes. A copy of a qcow2 base cannot grow.
     ///
     /// A partition table with its backup at the disk's end (GPT) stays where it was, as under a
     /// larger overlay; the guest moves it.
@@ -140,11 +140,12 @@ impl DiskBuilder<'_> {
 
     /// Keeps a disk that already stands there, with the guest's state, if it fits.
     ///
-    /// An overlay is compared with the base as [`overlay::OverlayBuilder::reuse`] says. A raw disk is
-    /// all the guest's, so of it is checked what can be: a regular file, no link, of the user asked
-    /// for (else ours), at least as long as asked for, that does not begin as a qcow2 image where the base does
-    /// not. Which base it was made from is noted in an extended attribute and compared where that is
-    /// still there; not every file system keeps it, nor does `cp`. Its content is not compared.
+    /// An overlay is compared with the base as [`overlay::OverlayBuilder::reuse`] says. A raw disk
+    /// is all the guest's, so of it is checked what can be: a regular file, no link, of the user
+    /// asked for (else ours), at least as long as asked for, that does not begin as a qcow2 image
+    /// where the base does not. Which base it was made from is noted in an extended attribute and
+    /// compared where that is still there; not every file system keeps it, nor does `cp`. Its
+    /// content is not compared.
     pub fn reuse(mut self, reuse: bool) -> Self {
         self.reuse = reuse;
         self
@@ -194,8 +195,8 @@ impl DiskBuilder<'_> {
     /// - [`ErrorKind::AlreadyExists`]: something stands there and neither reuse nor replacement was
     ///   asked for; [`ErrorKind::Mismatch`]: what stands there does not fit, or the base changed
     ///   meanwhile.
-    /// - [`ErrorKind::Unsupported`]: [`Strategy::Reflink`] where storage cannot be shared; a copy of
-    ///   a qcow2 base that would have to grow, be raw, or part from files it names.
+    /// - [`ErrorKind::Unsupported`]: [`Strategy::Reflink`] where storage cannot be shared; a copy
+    ///   of a qcow2 base that would have to grow, be raw, or part from files it names.
     /// - [`ErrorKind::InvalidInput`]: a raw overlay; a disk in place of its own base; a base whose
     ///   path cannot be a backing file name, with [`Strategy::Overlay`].
     /// - [`ErrorKind::NoSpace`], [`ErrorKind::Cancelled`], and otherwise what the system says.
@@ -249,7 +250,8 @@ impl DiskBuilder<'_> {
         Ok(means)
     }
 
-    /// Whether an overlay can name the base. A folder that is not there yet is no reason against it.
+    /// Whether an overlay can name the base. A folder that is not there yet is no reason against
+    /// it.
     fn can_be_named(&self) -> bool {
         let fits = |name: &Path| name.as_os_str().as_bytes().len() <= BACKING_NAME_MAX;
         if !self.relative {
@@ -348,8 +350,8 @@ pub struct Copied {
     pub offloaded: u64,
     /// Bytes that were read and written.
     pub written: u64,
-    /// Whether the new file shares storage with others, as far as its first 128 extents tell; `None`
-    /// where the file system does not say.
+    /// Whether the new file shares storage with others, as far as its first 128 extents tell;
+    /// `None` where the file system does not say.
     pub shared: Option<bool>,
 }
 

@@ -1,6 +1,7 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
-//! Topics: the main job · strategies, space, usage · extract · base · overlay and rebase · create · info · attach · errors.
+//! Topics: the main job · strategies, space, usage · extract · base · overlay and rebase · create ·
+//! info · attach · errors.
 
 #![expect(
     clippy::unwrap_used,

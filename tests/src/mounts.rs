@@ -5,8 +5,8 @@
 //! dropped             umount, which frees the loop device, then the folder goes
 //! ```
 //!
-//! Mounting needs privileges and loop devices. Where a mount cannot be made, that is printed and the
-//! suite goes on without.
+//! Mounting needs privileges and loop devices. Where a mount cannot be made, that is printed and
+//! the suite goes on without.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -57,8 +57,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Makes and mounts a file system of `mib` MiB; `None`, and a printed line, where that cannot be.
-    /// `beside` is a folder for the image, which is sparse.
+    /// Makes and mounts a file system of `mib` MiB; `None`, and a printed line, where that cannot
+    /// be. `beside` is a folder for the image, which is sparse.
     #[must_use]
     pub fn new(what: &str, kind: Kind, mib: u64, beside: &Path) -> Option<Self> {
         let attempt = Self::attempt(kind, mib, beside);

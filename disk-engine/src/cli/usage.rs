@@ -11,7 +11,8 @@ use crate::ops::usage::{UsageOptions, UsageReport, usage};
 /// Show what disks take, how far overlays have grown, and what the file system has left
 ///
 /// In a folder every qcow2 image and every primary.img is a disk, whatever its name says; links are
-/// not followed there. Nothing is locked: run it again to watch, as in `watch disk-engine usage DIR`.
+/// not followed there. Nothing is locked: run it again to watch, as in `watch disk-engine usage
+/// DIR`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Disks, and folders that hold disks
@@ -51,6 +52,10 @@ fn render(report: &UsageReport) -> String {
         text.push('\n');
     }
     for system in &report.file_systems {
+        if system.total == 0 {
+            let _ = writeln!(text, "{}: no limit", system.kind);
+            continue;
+        }
         let _ = writeln!(
             text,
             "{}: {} of {} available",

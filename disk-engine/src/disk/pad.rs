@@ -7,10 +7,10 @@
 //! with a GPT    [ … │ partitions … │ backup header ]◀ the last sector, and it has to stay that
 //! ```
 //!
-//! QEMU opens no raw disk for writing past the page cache (`cache=none`) unless its length is a multiple
-//! of what the file system wants, 4096 at most. A longer disk has its GPT's backup header in the wrong
-//! place, which tools complain about and firmware may not boot from, so a GPT is refused: `EFI PART` at
-//! the start of the second sector, of 512 or of 4096 bytes.
+//! QEMU opens no raw disk for writing past the page cache (`cache=none`) unless its length is a
+//! multiple of what the file system wants, 4096 at most. A longer disk has its GPT's backup header
+//! in the wrong place, which tools complain about and firmware may not boot from, so a GPT is
+//! refused: `EFI PART` at the start of the second sector, of 512 or of 4096 bytes.
 //!
 //! Callers: `ops::extract`, and whoever attaches a raw disk of any length.
 
@@ -48,8 +48,8 @@ pub struct PadReport {
 /// # Errors
 ///
 /// [`ErrorKind::Unsupported`] if the disk has a GPT; [`ErrorKind::Busy`] if a QEMU has it open;
-/// [`ErrorKind::InvalidInput`] if it is no regular file; otherwise what the system says. The disk is
-/// then as it was.
+/// [`ErrorKind::InvalidInput`] if it is no regular file; otherwise what the system says. The disk
+/// is then as it was.
 pub fn pad_for_direct_io(path: impl AsRef<Path>, options: &PadOptions) -> Result<PadReport> {
     let path = path.as_ref();
     let file = chain::open_image(path, File::options().read(true).write(true))?;
@@ -88,7 +88,9 @@ pub(crate) fn pad_file(file: &File, path: &Path) -> Result<PadReport> {
                 .with_path(path)
                 .with_field("GPT header")
                 .with_offset(sector)
-                .with_hint("partition a disk of whole units of 4096 bytes, or attach this one with cache mode writeback"));
+                .with_hint(
+                    "partition a disk of whole units of 4096 bytes, or use cache mode writeback",
+                ));
         }
         file.set_len(after).map_err(|error| Error::io("pad", path, error))?;
     }

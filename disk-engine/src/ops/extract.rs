@@ -30,8 +30,8 @@ pub struct ExtractOptions {
     pub mode: FileMode,
     /// What the source's bytes, as they are given, must hash to.
     pub expected_sha256: Option<Sha256Digest>,
-    /// Pad the disk to whole units of 4096 bytes, as QEMU wants it for direct I/O; a disk with a GPT
-    /// is refused, see [`pad`].
+    /// Pad the disk to whole units of 4096 bytes, as QEMU wants it for direct I/O; a disk with a
+    /// GPT is refused, see [`pad`].
     pub pad: bool,
     /// Stops and watches the work.
     pub control: Control,

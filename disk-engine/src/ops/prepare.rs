@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A second call with the same folder is a reboot: disks that fit are kept with their guests'
-//! state. A call that fails removes the disks and the VMs' folders it made itself, and nothing else.
-//! Calls for one folder take turns, so none keeps a disk that another one is about to remove.
+//! state. A call that fails removes the disks and the VMs' folders it made itself, and nothing
+//! else. Calls for one folder take turns, so none keeps a disk that another one is about to remove.
 
 mod made;
 mod place;

@@ -5,9 +5,9 @@
 //! DIR    every qcow2 image below, and every primary.img       a link found below is not
 //! ```
 //!
-//! A disk that runs out of space pauses its VM, or damages what is in it. To watch, call this now and
-//! then: it reads one header a disk, locks nothing and follows no name found inside an image; then
-//! ask [`UsageReport::growth_since`].
+//! A disk that runs out of space pauses its VM, or damages what is in it. To watch, call this now
+//! and then: it reads one header a disk, locks nothing and follows no name found inside an image;
+//! then ask [`UsageReport::growth_since`].
 
 mod walk;
 
@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::overlay::BaseIdentity;
 use crate::sys::{file_system, image_lock, space};
 
-/// Bytes a new overlay takes: a header, a refcount table and a refcount block, a block of 4 KiB each.
+/// Bytes a new overlay takes: a header, a refcount table and a refcount block, a block of 4 KiB
+/// each.
 pub const NEW_OVERLAY: u64 = 12 << 10;
 
 /// How to look.
@@ -105,9 +106,10 @@ pub struct FileSystemUsage {
     /// What it is called, as far as its number tells.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its size in bytes.
+    /// Its size in bytes; 0 if it knows none, as a tmpfs without a limit.
     pub total: u64,
-    /// Bytes an unprivileged writer has left; an estimate on btrfs, and it knows no quotas.
+    /// Bytes an unprivileged writer has left, `u64::MAX` without a limit; an estimate on btrfs, and it
+    /// knows no quotas.
     pub available: u64,
 }
 
@@ -134,7 +136,8 @@ pub struct Growth {
 }
 
 impl UsageReport {
-    /// What changed since an earlier report: disks that are in both and take another number of bytes.
+    /// What changed since an earlier report: disks that are in both and take another number of
+    /// bytes.
     #[must_use]
     pub fn growth_since(&self, earlier: &Self) -> Vec<Growth> {
         let before: std::collections::HashMap<_, _> =

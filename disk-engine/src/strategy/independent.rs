@@ -1,8 +1,8 @@
 //! A disk of its own: a reflink or a sparse copy of the base.
 //!
 //! ```text
-//! new file, unnamed ─▶ FICLONE ─ EINVAL ─▶ FICLONERANGE by range of data ─▶ grow ─▶ owner, mode, name
-//!                  └─▶ by range of data: copy_file_range ─ cannot ─▶ read, leave out zeros, write
+//! new file ─▶ FICLONE ─ EINVAL ─▶ FICLONERANGE by range of data ─▶ grow ─▶ owner, mode, name
+//!         └─▶ by range of data: copy_file_range ─ cannot ─▶ read, leave out zeros, write
 //! ```
 
 use std::fs::{self, File};
@@ -75,8 +75,8 @@ pub(super) fn create(request: &DiskBuilder<'_>, means: Means) -> Result<Provided
     })
 }
 
-/// Whether a new file in `folder` could share the base's storage. A nameless file is made there, and
-/// shares one block with the base for a moment.
+/// Whether a new file in `folder` could share the base's storage. A nameless file is made there,
+/// and shares one block with the base for a moment.
 pub(super) fn can_share(base: &BaseFile<'_>, folder: &Path) -> Result<bool> {
     let probe = folder.join(".disk-engine.probe");
     let pending = PendingFile::create(&probe, Existing::Refuse, FileMode::Exact(0o600))?;
@@ -89,8 +89,8 @@ pub(super) fn can_share(base: &BaseFile<'_>, folder: &Path) -> Result<bool> {
     }
 }
 
-/// Makes `file` share the base's storage. The inner error says that these files cannot; `file` is then
-/// empty.
+/// Makes `file` share the base's storage. The inner error says that these files cannot; `file` is
+/// then empty.
 fn share(base: &BaseFile<'_>, file: &File, path: &Path) -> Result<Result<(), io::Error>> {
     match reflink::clone_file(&base.file, file) {
         Ok(()) => return Ok(Ok(())),

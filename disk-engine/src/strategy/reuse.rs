@@ -41,7 +41,8 @@ pub(super) fn note_base(file: &File, base: &BaseImage, path: &Path) -> Result<()
 
 pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
     let path = request.path.as_path();
-    // A link in its place could lead to any file of ours, and nothing in a raw disk tells them apart.
+    // A link in its place could lead to any file of ours, and nothing in a raw disk tells them
+    // apart.
     let file = open::existing(path).map_err(|error| match open::is_misplaced(&error) {
         true => misfit(path, "is no regular file").with_source(error),
         false => Error::io("open", path, error),

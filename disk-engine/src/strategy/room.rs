@@ -7,10 +7,11 @@
 //! copy       the data, a 512th of it and 64 KiB
 //! ```
 //!
-//! Compared with what an unprivileged writer has left, `statvfs`'s `f_bavail`. That is an estimate on
-//! btrfs, and knows no quotas: Linux has no call that tells a user's quota on every file system, so
-//! a quota shows as an error of the write that meets it (`EDQUOT`, a no-space error as well). What
-//! passes here can still run full; what fails here has written nothing. Caller: `ops::prepare`.
+//! Compared with what an unprivileged writer has left, `statvfs`'s `f_bavail`. That is an estimate
+//! on btrfs, and knows no quotas: Linux has no call that tells a user's quota on every file system,
+//! so a quota shows as an error of the write that meets it (`EDQUOT`, a no-space error as well).
+//! What passes here can still run full; what fails here has written nothing. Caller:
+//! `ops::prepare`.
 
 use std::fs::File;
 use std::io;
@@ -64,8 +65,8 @@ pub fn available(path: &Path) -> Result<u64> {
         .map_err(|error| Error::io("look for free space in", folder, error))
 }
 
-/// Refuses disks that take `needed` bytes below `folder` if fewer are left. `disks` says how many, for
-/// the message.
+/// Refuses disks that take `needed` bytes below `folder` if fewer are left. `disks` says how many,
+/// for the message.
 ///
 /// # Errors
 ///
@@ -82,10 +83,11 @@ pub fn check(folder: &Path, needed: u64, disks: usize) -> Result<()> {
         .with_source(io::Error::from(io::ErrorKind::StorageFull)))
 }
 
-/// The highest level of storage in use while disks are made in order, above what is in use now. Each is
-/// new, or replaces one whose storage is freed once the new one stands, or is kept.
+/// The highest level of storage in use while disks are made in order, above what is in use now.
+/// Each is new, or replaces one whose storage is freed once the new one stands, or is kept.
 ///
-/// `reserve` is what each disk is expected to grow to beyond its start; a kept disk has grown already.
+/// `reserve` is what each disk is expected to grow to beyond its start; a kept disk has grown
+/// already.
 #[must_use]
 pub fn peak(disks: impl IntoIterator<Item = Need>, reserve: u64) -> u64 {
     let (mut level, mut peak, mut growth) = (0_u64, 0_u64, 0_u64);

@@ -75,9 +75,9 @@ impl<'base> BaseFile<'base> {
     }
 }
 
-/// Refuses qcow2 images that are not whole in one file, by name: a copy in another folder would look
-/// for a relative backing file in the wrong place, and two images that write to one data file destroy
-/// it.
+/// Refuses qcow2 images that are not whole in one file, by name: a copy in another folder would
+/// look for a relative backing file in the wrong place, and two images that write to one data file
+/// destroy it.
 pub(super) fn check_can_be_copied(base: &BaseImage, source: &File, disk: &Path) -> Result<()> {
     if base.format() != BaseFormat::Qcow2 {
         return Ok(());

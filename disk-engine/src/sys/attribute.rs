@@ -5,8 +5,9 @@
 //!      └ user.disk-engine.base    ours; a guest cannot reach it
 //! ```
 //!
-//! Not every file system has them, and not every program that copies a file copies them, so a note that
-//! is absent says nothing. Callers: `strategy`, for disks that have no header to note anything in.
+//! Not every file system has them, and not every program that copies a file copies them, so a note
+//! that is absent says nothing. Callers: `strategy`, for disks that have no header to note anything
+//! in.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -23,8 +24,8 @@ use nix::libc;
 /// What the system says.
 pub fn set(file: &File, name: &CStr, value: &[u8]) -> io::Result<bool> {
     #[expect(unsafe_code, reason = "there is no safe form")]
-    // SAFETY: the descriptor is open while the reference lives; `name` ends with a NUL byte; `value`
-    // is readable for its length. The kernel writes to neither.
+    // SAFETY: the descriptor is open while the reference lives; `name` ends with a NUL byte;
+    // `value` is readable for its length. The kernel writes to neither.
     let outcome = unsafe {
         libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
     };
@@ -35,8 +36,8 @@ pub fn set(file: &File, name: &CStr, value: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// The value kept under `name`, up to `N` bytes of it; `None` if there is none, it is longer, or the file
-/// system keeps no attributes.
+/// The value kept under `name`, up to `N` bytes of it; `None` if there is none, it is longer, or
+/// the file system keeps no attributes.
 ///
 /// # Errors
 ///
@@ -44,8 +45,8 @@ pub fn set(file: &File, name: &CStr, value: &[u8]) -> io::Result<bool> {
 pub fn get<const N: usize>(file: &File, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     let mut value = [0_u8; N];
     #[expect(unsafe_code, reason = "there is no safe form")]
-    // SAFETY: the descriptor is open while the reference lives; `name` ends with a NUL byte; the kernel
-    // writes at most `N` bytes to `value`, which has as many.
+    // SAFETY: the descriptor is open while the reference lives; `name` ends with a NUL byte; the
+    // kernel writes at most `N` bytes to `value`, which has as many.
     let outcome =
         unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), N) };
     match Errno::result(outcome) {

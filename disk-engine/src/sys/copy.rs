@@ -1,7 +1,7 @@
 //! Bytes from file to file inside the kernel: `copy_file_range`.
 //!
 //! ```text
-//! one file system   XFS, btrfs: shared storage, as a reflink       NFS 4.2, CIFS: the server copies
+//! one file system   XFS, btrfs: shared storage, as a reflink    NFS 4.2, CIFS: the server copies
 //! otherwise         through the page cache, without this process's memory
 //! ```
 //!
@@ -12,9 +12,9 @@ use std::io;
 
 use nix::errno::Errno;
 
-/// Copies up to `length` bytes at `offset` to the same place of `destination`; says how many. `Some(0)`
-/// is the end of `source`, or a file system that does not tell. `None` if the system cannot copy
-/// between these two files, and only reading and writing is left.
+/// Copies up to `length` bytes at `offset` to the same place of `destination`; says how many.
+/// `Some(0)` is the end of `source`, or a file system that does not tell. `None` if the system
+/// cannot copy between these two files, and only reading and writing is left.
 ///
 /// # Errors
 ///

@@ -56,8 +56,8 @@ mod call {
     nix::ioctl_readwrite!(fiemap, b'f', 11, super::Header);
 }
 
-/// Whether any of the file's first 128 extents is shared with another file. `None` where the file system
-/// does not tell, or the file has no extents. What is not written yet gets its place first.
+/// Whether any of the file's first 128 extents is shared with another file. `None` where the file
+/// system does not tell, or the file has no extents. What is not written yet gets its place first.
 ///
 /// # Errors
 ///
@@ -75,8 +75,9 @@ pub fn shares_storage(file: &File) -> io::Result<Option<bool>> {
         extents: [Extent::default(); EXTENTS as usize],
     };
     #[expect(unsafe_code, reason = "an ioctl has no safe form")]
-    // SAFETY: the descriptor is open while the reference lives. The pointer is to the whole request,
-    // so the kernel may write the `count` extents it is told of, which lie right behind the header.
+    // SAFETY: the descriptor is open while the reference lives. The pointer is to the whole
+    // request, so the kernel may write the `count` extents it is told of, which lie right behind
+    // the header.
     let outcome = unsafe { call::fiemap(file.as_raw_fd(), (&raw mut request).cast::<Header>()) };
     match outcome {
         Ok(_) => {}

@@ -50,7 +50,7 @@ pub fn name(file: &File) -> io::Result<String> {
     Ok(known.map_or_else(|| format!("type {number:#x}"), |(_, name)| (*name).to_owned()))
 }
 
-/// Size of the file system in bytes.
+/// Size of the file system in bytes; 0 if it knows none, as a tmpfs without a limit.
 ///
 /// # Errors
 ///
@@ -60,8 +60,8 @@ pub fn total(file: &File) -> io::Result<u64> {
     Ok(stat.blocks().saturating_mul(stat.fragment_size()))
 }
 
-/// The number of the mount the file was opened through, as in `/proc/self/mountinfo`; `None` without
-/// `/proc`.
+/// The number of the mount the file was opened through, as in `/proc/self/mountinfo`; `None`
+/// without `/proc`.
 #[must_use]
 pub fn mount_id(file: &File) -> Option<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;

@@ -4,8 +4,8 @@
 //! folder made ─▶ opened ─▶ flock ─▶ still under its name? ─▶ disks made, kept or removed ─▶ unlock
 //! ```
 //!
-//! Without it, a call that fails could remove disks that another one has found and kept meanwhile. A
-//! file system without locks has no turns, and that gap.
+//! Without it, a call that fails could remove disks that another one has found and kept meanwhile.
+//! A file system without locks has no turns, and that gap.
 
 use std::fs::File;
 use std::io;

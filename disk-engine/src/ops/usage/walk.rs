@@ -1,7 +1,7 @@
 //! Finding disks below a folder that anybody may have filled.
 //!
 //! ```text
-//! regular file   primary.img: raw, whatever it begins with; begins with "QFI\xfb": qcow2; else no disk
+//! regular file   primary.img: raw, whatever it begins with; "QFI\xfb" first: qcow2; else no disk
 //! folder         looked into, down to a stated depth
 //! the rest       links, FIFOs, sockets, devices: never opened
 //! ```
