@@ -43,6 +43,9 @@ pub mod control;
 pub mod digest;
 pub mod disk;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ops;
 pub mod overlay;
 pub mod sink;
