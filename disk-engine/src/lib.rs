@@ -39,6 +39,7 @@ pub mod base;
 pub mod cache;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config_disk;
 pub mod control;
 pub mod digest;
 pub mod disk;

@@ -16,6 +16,7 @@
 
 mod attach;
 mod base;
+mod config_disk;
 mod create;
 mod extract;
 mod info;
@@ -60,6 +61,7 @@ enum Command {
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
     Create(create::Arguments),
+    ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
     Attach(attach::Arguments),
 }
@@ -88,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
+        Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Attach(arguments) => attach::run(arguments, &output),
     };
