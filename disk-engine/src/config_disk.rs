@@ -31,6 +31,7 @@ mod tree;
 
 use std::fs::File;
 use std::io::Cursor;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -43,21 +44,25 @@ use tree::Tree;
 /// The label of a disk that is given none.
 pub const DEFAULT_LABEL: &str = "CONFIG";
 
+/// What is written at once, or left a hole.
+const BLOCK: usize = 4096;
+
 /// How much a config disk may hold. Exceeding one is [`ErrorKind::Limit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigDiskLimits {
-    /// Most bytes in all files together. They are held in memory.
+    /// Most bytes in all files together. They are held in memory, and so is the image.
     pub max_bytes: u64,
-    /// Most files and folders together.
+    /// Most files and folders together. `fatfs` looks through a folder for every name it adds, so
+    /// the time grows with the square of this.
     pub max_entries: usize,
     /// Most folders inside each other.
     pub max_depth: usize,
 }
 
 impl Default for ConfigDiskLimits {
-    /// 1 GiB, 4096 files and folders, 32 folders deep.
+    /// 256 MiB, 1024 files and folders, 32 folders deep.
     fn default() -> Self {
-        Self { max_bytes: 1 << 30, max_entries: 4096, max_depth: 32 }
+        Self { max_bytes: 256 << 20, max_entries: 1024, max_depth: 32 }
     }
 }
 
@@ -168,29 +173,32 @@ impl ConfigDisk {
     /// [`ErrorKind::Limit`] for more than there may be.
     pub fn build(&self) -> Result<Vec<u8>> {
         let plan = self.plan()?;
-        let mut image = Vec::new();
-        let length = usize::try_from(plan.geometry.size());
-        let no_memory = || Error::new(ErrorKind::Limit, "no memory for the config disk");
-        let length = length.map_err(|_| no_memory())?;
-        image.try_reserve_exact(length).map_err(|_| no_memory())?;
+        let mut image = plan.image()?;
+        let size = plan.geometry.size();
+        let length = usize::try_from(size).map_err(|_| no_memory())?;
+        image.try_reserve_exact(length.saturating_sub(image.len())).map_err(|_| no_memory())?;
         image.resize(length, 0);
-        image::write(&plan, Cursor::new(&mut image)).map_err(|error| {
-            Error::new(ErrorKind::Io, "build the config disk").with_source(error)
-        })?;
         Ok(image)
     }
 
-    /// Writes the image into `file`, which is empty and open for reading and writing. What is not
-    /// used stays a hole.
+    /// Writes the image into `file`, which is empty and open for writing. What is not used stays a hole.
     ///
     /// # Errors
     ///
     /// As for [`ConfigDisk::build`], and what the system says about `path`.
     pub fn write_to(&self, file: &File, path: &Path) -> Result<ConfigDiskShape> {
         let plan = self.plan()?;
-        file.set_len(plan.geometry.size())
-            .and_then(|()| image::write(&plan, file))
-            .map_err(|error| Error::io("write the config disk", path, error))?;
+        let image = plan.image()?;
+        let write = || {
+            file.set_len(plan.geometry.size())?;
+            for (block, bytes) in (0..).zip(image.chunks(BLOCK)) {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(bytes, block * BLOCK as u64)?;
+                }
+            }
+            Ok(())
+        };
+        write().map_err(|error| Error::io("write the config disk", path, error))?;
         Ok(plan.shape())
     }
 
@@ -210,6 +218,17 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// The image up to its last byte in use.
+    fn image(&self) -> Result<Vec<u8>> {
+        let mut image = Vec::new();
+        let used = usize::try_from(self.geometry.used()).map_err(|_| no_memory())?;
+        image.try_reserve_exact(used).map_err(|_| no_memory())?;
+        image::write(self, Cursor::new(&mut image)).map_err(|error| {
+            Error::new(ErrorKind::Io, "build the config disk").with_source(error)
+        })?;
+        Ok(image)
+    }
+
     fn shape(&self) -> ConfigDiskShape {
         let totals = self.tree.totals();
         ConfigDiskShape {
@@ -220,6 +239,10 @@ impl Plan<'_> {
             content_bytes: totals.bytes,
         }
     }
+}
+
+fn no_memory() -> Error {
+    Error::new(ErrorKind::Limit, "no memory for the config disk")
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub(super) struct Geometry {
     pub(super) root_entries: u64,
     /// Sectors of one FAT.
     pub(super) fat_sectors: u64,
+    /// Clusters that are taken.
+    pub(super) taken: u64,
 }
 
 impl Geometry {
@@ -97,7 +99,7 @@ impl Geometry {
                 while let Some((geometry, clusters)) = this(sectors) {
                     let enough = clusters >= needed;
                     if enough && fat.holds(clusters) {
-                        return Ok(geometry);
+                        return Ok(Self { taken: needed, ..geometry });
                     }
                     // Too many for this width, or for clusters of this size.
                     if clusters > FAT12_MOST && fat == FatType::Fat12 || clusters > FAT16_MOST {
@@ -124,13 +126,18 @@ impl Geometry {
         let fat_sectors = (rest + 2 * cluster_sectors).div_ceil(per_fat_sector);
         let clusters = rest.saturating_sub(2 * fat_sectors) / cluster_sectors;
         // 2^22 sectors are 2 GiB.
-        let geometry = Self { fat, sectors, cluster_sectors, root_entries, fat_sectors };
+        let geometry = Self { fat, sectors, cluster_sectors, root_entries, fat_sectors, taken: 0 };
         (sectors < 1 << 22).then_some((geometry, clusters))
     }
 
     /// Bytes of the image.
     pub(super) fn size(&self) -> u64 {
         self.sectors * SECTOR
+    }
+
+    /// Bytes of the image up to the last that is in use.
+    pub(super) fn used(&self) -> u64 {
+        self.root() + self.root_entries * ENTRY + self.taken * self.cluster_sectors * SECTOR
     }
 
     /// Where the root folder begins, in bytes.

@@ -4,8 +4,8 @@
 //! format ─▶ folders and files, in order ─▶ unmount ─▶ the label's date
 //! ```
 //!
-//! `fatfs` works on anything that reads, writes and seeks; what it does not write must read as
-//! zeros. Caller: `config_disk`.
+//! `fatfs` works on anything that reads, writes and seeks; what is read here was written before. In
+//! memory, for it reads a folder's entries byte by byte. Caller: `config_disk`.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -38,7 +38,7 @@ const LABEL_TIME: [u8; 4] = [0, 0, 0x21, 0];
 /// Where an entry has it.
 const ENTRY_TIME: u64 = 22;
 
-/// Writes the image to `storage`, which has the planned length and reads as zeros.
+/// Writes the image to `storage`, which is empty and grows as it is written.
 pub(super) fn write<S: Read + Write + Seek>(plan: &Plan<'_>, storage: S) -> io::Result<()> {
     let geometry = &plan.geometry;
     let number = |value: u64| u32::try_from(value).map_err(io::Error::other);
