@@ -39,7 +39,7 @@ fn order_times_and_modes_make_no_difference() {
     for names in [["a", "b", "c/d"], ["c/d", "b", "a"]] {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("c")).unwrap();
-        for (age, name) in names.into_iter().enumerate() {
+        for (age, name) in (0..).zip(names) {
             let path = folder.path().join(name);
             let content = match name {
                 "a" => "1",
@@ -49,7 +49,7 @@ fn order_times_and_modes_make_no_difference() {
             fs::write(&path, content).unwrap();
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << (20 + age));
             File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o400 + age as u32)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o400 + age)).unwrap();
         }
         let image = ConfigDisk::new().folder(folder.path()).unwrap().build().unwrap();
         assert!(image == expected, "{names:?}");
