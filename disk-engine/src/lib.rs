@@ -40,10 +40,14 @@ pub mod base;
 pub mod cache;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config_disk;
 pub mod control;
 pub mod digest;
 pub mod disk;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ops;
 pub mod overlay;
 pub mod sink;

@@ -516,3 +516,51 @@ fn a_closed_pipe_is_a_normal_ending() {
     let status = shell.command(&["info", "a"]).stdout(writer).status().unwrap();
     assert!(status.success());
 }
+
+#[test]
+fn a_config_disk_is_made_whole_or_not_at_all_and_attached_raw() {
+    let shell = Shell::new();
+    fs::create_dir_all(shell.path("seed/sub")).unwrap();
+    fs::write(shell.path("seed/sub/a"), "a").unwrap();
+    fs::write(shell.path("seed/user-data"), "#cloud-config\n").unwrap();
+
+    let missing = shell.error(&["config-disk", "seed", "c.img", "--cloud-init"], 1);
+    assert_eq!(missing["code"], "not-found");
+    assert!(missing["path"].as_str().unwrap().ends_with("seed/meta-data"), "{missing}");
+    assert_eq!(shell.names(), ["seed"]);
+
+    fs::write(shell.path("seed/meta-data"), "instance-id: 1\n").unwrap();
+    let report = shell.report(&["config-disk", "seed", "c.img", "--cloud-init"]);
+    assert_eq!((&report["label"], &report["format"]), (&"cidata".into(), &"raw".into()));
+    assert_eq!((&report["files"], &report["folders"]), (&3.into(), &1.into()));
+    let metadata = fs::metadata(shell.path("c.img")).unwrap();
+    assert_eq!(report["virtual-size"], metadata.len());
+    assert_eq!(metadata.mode() & 0o7777, 0o600);
+    let first = fs::read(shell.path("c.img")).unwrap();
+
+    let taken = shell.error(&["config-disk", "seed", "c.img"], 1);
+    assert_eq!(taken["code"], "already-exists");
+    assert!(fs::read(shell.path("c.img")).unwrap() == first);
+    shell.report(&["config-disk", "seed", "c.img", "--cloud-init", "--force"]);
+    assert!(fs::read(shell.path("c.img")).unwrap() == first, "the same seed gave other bytes");
+    let report = shell.report(&["config-disk", "seed", "c.img", "--force", "--size", "8M"]);
+    assert_eq!((&report["label"], &report["virtual-size"]), (&"CONFIG".into(), &(8 << 20).into()));
+
+    for (arguments, field) in [
+        (&["config-disk", "seed", "d.img", "--label", "a.b"][..], Some("label")),
+        (&["config-disk", "seed", "seed/sub/d.img"], None),
+        (&["config-disk", "seed", "d.img", "--size", "much"], None),
+    ] {
+        let error = shell.error(arguments, 2);
+        assert_eq!(error["code"], "invalid-input");
+        assert_eq!(error["field"].as_str(), field, "{error}");
+    }
+    std::os::unix::fs::symlink("/etc/passwd", shell.path("seed/link")).unwrap();
+    let refused = shell.error(&["config-disk", "seed", "c.img", "--force"], 1);
+    assert_eq!(refused["code"], "refused");
+    assert_eq!(shell.names(), ["c.img", "seed"]);
+
+    let report = shell.report(&["attach", "--for", "qemu", "--read-only", "--raw", "c.img"]);
+    let line = report["arguments"].to_string();
+    assert!(line.contains("c.img") && line.contains("raw"), "{line}");
+}

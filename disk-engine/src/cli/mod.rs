@@ -16,6 +16,7 @@
 
 mod attach;
 mod base;
+mod config_disk;
 mod create;
 mod extract;
 mod info;
@@ -61,6 +62,7 @@ enum Command {
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
     Create(create::Arguments),
+    ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
     Attach(attach::Arguments),
     Usage(usage::Arguments),
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
+        Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Attach(arguments) => attach::run(arguments, &output),
         Command::Usage(arguments) => usage::run(arguments, &output),

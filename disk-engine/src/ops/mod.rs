@@ -4,6 +4,7 @@
 //! boot        a VM started from a disk, its serial port heard
 //! boot_image  a small bootable disk, compiled in
 //! prepare     one archive in, N VM disks out: the main job
+//! config_disk a FAT image with a label, from a few files
 //! extract     archive or compressed image → sparse raw file
 //! create      a new qcow2 image
 //! info        header, extensions, chain
@@ -12,6 +13,7 @@
 
 pub mod boot;
 pub mod boot_image;
+pub mod config_disk;
 pub mod create;
 pub mod extract;
 pub mod info;
