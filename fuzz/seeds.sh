@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes the seeds of the header target again: of each valid image in testdata/images its length, as
-# the target expects it, and its header.
+# Makes the seeds of all targets again. For header: of each valid image in testdata/images its length,
+# as the target expects it, and its header.
 set -euo pipefail
 cd "$(dirname "$0")"
 rm -f corpus/header/*
@@ -18,3 +18,13 @@ for image in ../testdata/images/*.qcow2; do
         head -c "$header" "$image"
     } >"corpus/header/$name"
 done
+
+# Small archives by other programs, as they are, and two sparse ones as a tar that the target packs.
+rm -f corpus/{sparse_map,pax,extract,manifest}/*
+mkdir -p corpus/extract
+for archive in ../testdata/archives/*.{zst,xz,gz}; do
+    size=$(stat -c %s "$archive")
+    [ "$size" -lt 2048 ] || continue
+    { printf '\0\3' && cat "$archive"; } >"corpus/extract/$(basename "$archive")"
+done
+cargo run --quiet --example seeds -- corpus

@@ -9,6 +9,7 @@ use disk_engine::base::{BaseFormat, BaseImage};
 use disk_engine::cache::{BaseOptions, ImageCache};
 use disk_engine::ops::prepare::{PrepareOptions, PrepareReport, prepare};
 use disk_engine::source::Source;
+use disk_engine::strategy::Strategy;
 
 use crate::{extractions, overlays};
 
@@ -64,6 +65,9 @@ pub fn ours(archive: &Path, cache: &Path, folder: &Path, vms: usize) -> PrepareR
         nodes: vms,
         folder: folder.to_path_buf(),
         min_size: 0,
+        strategy: Strategy::Overlay,
+        raw: false,
+        reserve: 0,
         relative: false,
         fresh: false,
         base: BaseOptions { timeout: Some(Duration::from_secs(600)), ..Default::default() },

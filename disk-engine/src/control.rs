@@ -55,6 +55,15 @@ pub enum Event {
         /// Bytes of disk content written, holes not counted.
         written_bytes: u64,
     },
+    /// A disk is being copied from its base and has come this far.
+    Copying {
+        /// Where the disk will be.
+        disk: PathBuf,
+        /// The place in the base, in bytes; holes below it count.
+        copied_bytes: u64,
+        /// Length of the base in bytes.
+        total_bytes: u64,
+    },
     /// Another thread or process is making the base; the caller waits for it.
     Waiting {
         /// Who holds the lock, as far as it is known.

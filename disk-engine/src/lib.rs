@@ -21,6 +21,7 @@
 //! - [`cache`] tells how many processes share a folder of bases, and what holds when they are
 //!   killed.
 //! - [`source`] tells what is read, and within which limits.
+//! - [`strategy`] tells how a disk is made of a base: overlay, reflink or copy.
 //! - [`overlay`] and [`attachment`] tell what a VM gets.
 //! - [`Error`] has a kind to match on, and keeps path, field, offset, hint and cause.
 //!
@@ -39,14 +40,19 @@ pub mod base;
 pub mod cache;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config_disk;
 pub mod control;
 pub mod digest;
 pub mod disk;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ops;
 pub mod overlay;
 pub mod sink;
 pub mod source;
+pub mod strategy;
 pub mod sys;
 pub mod transfer;
 
@@ -57,6 +63,7 @@ pub use digest::Sha256Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use overlay::Overlay;
 pub use source::Source;
+pub use strategy::{ProvidedDisk, Strategy};
 pub use sys::pending::{Durability, Existing};
 
 /// The README's Rust is compiled with the documentation's.

@@ -210,7 +210,7 @@ fn backing_file(base: &BaseImage, overlay: &Path, relative: bool) -> Result<Back
 }
 
 /// `base`, which is absolute and without links, as seen from the folder of `overlay`.
-fn relative_path(base: &Path, overlay: &Path) -> Result<PathBuf> {
+pub(crate) fn relative_path(base: &Path, overlay: &Path) -> Result<PathBuf> {
     let folder = match overlay.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -1,6 +1,7 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
-//! Topics: the main job · extract · pack · base · overlay and rebase · create · info · attach · errors.
+//! Topics: the main job · strategies, space, usage · extract · pack · base · overlay and rebase · create ·
+//! info · attach · errors.
 
 #![expect(
     clippy::unwrap_used,
@@ -126,6 +127,84 @@ fn a_preparation_that_fails_removes_what_it_made_and_nothing_else() {
     assert_eq!(error["code"], "mismatch");
     assert!(!shell.path("vms/vm0").exists());
     assert_eq!(fs::read(shell.path("vms/vm1/primary.qcow2")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_strategy_is_named_reported_and_kept_to() {
+    let shell = Shell::new();
+    fn prepare<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["prepare", "--nodes", "2", "--dir", "vms", "--cache", "cache"], more].concat()
+    }
+    let report = shell.report(&prepare(&["--strategy", "copy", "--min-size", "65M"]));
+    for (node, disk) in report["disks"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(disk["filename"], format!("vms/vm{node}/primary.img"));
+        assert_eq!((&disk["format"], &disk["strategy"]), (&"raw".into(), &"copy".into()));
+        assert_eq!(disk["virtual-size"], 65 << 20);
+        let copied = &disk["copied"];
+        assert!(copied["offloaded"].as_u64().unwrap() + copied["written"].as_u64().unwrap() > 0);
+        assert!(disk["actual-size"].as_u64().unwrap() < 1 << 20);
+    }
+    let error = shell.error(&prepare(&[]), 3);
+    assert_eq!(error["code"], "mismatch");
+    assert!(error["hint"].as_str().unwrap().contains("reflink or copy"), "{error}");
+    let report = shell.report(&prepare(&["--raw"]));
+    assert_eq!(report["disks"][1]["strategy"], "kept");
+    assert!(report["disks"][1].get("copied").is_none());
+    let report = shell.report(&prepare(&["--fresh"]));
+    assert_eq!(report["disks"][0]["strategy"], "overlay");
+    assert!(!shell.path("vms/vm0/primary.img").exists());
+    for wrong in [&["--strategy", "overlay", "--raw"][..], &["--strategy", "clone"]] {
+        assert_eq!(shell.error(&prepare(wrong), 2)["code"], "invalid-input", "{wrong:?}");
+    }
+    let text = shell.run(&prepare(&["--fresh", "--strategy", "copy"]));
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("raw, read-write, new copy"), "{text}");
+}
+
+#[test]
+fn disks_that_cannot_fit_end_with_the_exit_code_for_space() {
+    let shell = Shell::new();
+    let error = shell.error(&["prepare", "--nodes", "2", "--dir", "vms", "--reserve", "1E"], 4);
+    assert_eq!((&error["code"], error["errno"].is_null()), (&"no-space".into(), true));
+    assert!(error["message"].as_str().unwrap().contains("2305843009"), "{error}");
+    assert!(!shell.path("vms/vm0").exists());
+}
+
+#[test]
+fn usage_shows_disks_and_what_is_left_for_them() {
+    let shell = Shell::new();
+    shell.report(&["prepare", "--nodes", "2", "--dir", "vms"]);
+    let report = shell.report(&["usage", "vms"]);
+    let disks = report["disks"].as_array().unwrap();
+    assert_eq!(disks.len(), 2);
+    for (node, disk) in disks.iter().enumerate() {
+        assert_eq!(disk["filename"], format!("vms/vm{node}/primary.qcow2"));
+        assert_eq!((&disk["in-use"], &disk["growth"]), (&false.into(), &0.into()));
+        let base = &disk["base"];
+        assert!(fs::metadata(base["filename"].as_str().unwrap()).is_ok());
+        assert_eq!(base["key"].as_str().unwrap().len(), 64);
+    }
+    assert!(report["file-systems"][0]["available"].as_u64().unwrap() > 0);
+    assert_eq!(report["skipped"], Value::Array(Vec::new()));
+    assert_eq!(shell.error(&["usage", "absent"], 1)["code"], "not-found");
+    let text = shell.run(&["usage", "vms"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("grown by 0 B, on") && text.contains("available"), "{text}");
+}
+
+#[test]
+fn extract_pads_a_disk_unless_it_has_a_gpt() {
+    let shell = Shell::new();
+    let mut disk = vec![7; 5000];
+    fs::write(shell.path("plain"), &disk).unwrap();
+    let report = shell.report(&["extract", "plain", "a", "--pad"]);
+    assert_eq!((&report["virtual-size"], &report["padding"]), (&8192.into(), &3192.into()));
+    assert_eq!(fs::metadata(shell.path("a")).unwrap().len(), 8192);
+    assert_eq!(shell.report(&["extract", "plain", "b"])["padding"], 0);
+    disk[512..520].copy_from_slice(b"EFI PART");
+    fs::write(shell.path("gpt"), &disk).unwrap();
+    assert_eq!(shell.error(&["extract", "gpt", "c", "--pad"], 1)["code"], "unsupported");
+    assert!(!shell.path("c").exists());
 }
 
 #[test]
@@ -436,6 +515,54 @@ fn a_closed_pipe_is_a_normal_ending() {
     drop(reader);
     let status = shell.command(&["info", "a"]).stdout(writer).status().unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn a_config_disk_is_made_whole_or_not_at_all_and_attached_raw() {
+    let shell = Shell::new();
+    fs::create_dir_all(shell.path("seed/sub")).unwrap();
+    fs::write(shell.path("seed/sub/a"), "a").unwrap();
+    fs::write(shell.path("seed/user-data"), "#cloud-config\n").unwrap();
+
+    let missing = shell.error(&["config-disk", "seed", "c.img", "--cloud-init"], 1);
+    assert_eq!(missing["code"], "not-found");
+    assert!(missing["path"].as_str().unwrap().ends_with("seed/meta-data"), "{missing}");
+    assert_eq!(shell.names(), ["seed"]);
+
+    fs::write(shell.path("seed/meta-data"), "instance-id: 1\n").unwrap();
+    let report = shell.report(&["config-disk", "seed", "c.img", "--cloud-init"]);
+    assert_eq!((&report["label"], &report["format"]), (&"cidata".into(), &"raw".into()));
+    assert_eq!((&report["files"], &report["folders"]), (&3.into(), &1.into()));
+    let metadata = fs::metadata(shell.path("c.img")).unwrap();
+    assert_eq!(report["virtual-size"], metadata.len());
+    assert_eq!(metadata.mode() & 0o7777, 0o600);
+    let first = fs::read(shell.path("c.img")).unwrap();
+
+    let taken = shell.error(&["config-disk", "seed", "c.img"], 1);
+    assert_eq!(taken["code"], "already-exists");
+    assert!(fs::read(shell.path("c.img")).unwrap() == first);
+    shell.report(&["config-disk", "seed", "c.img", "--cloud-init", "--force"]);
+    assert!(fs::read(shell.path("c.img")).unwrap() == first, "the same seed gave other bytes");
+    let report = shell.report(&["config-disk", "seed", "c.img", "--force", "--size", "8M"]);
+    assert_eq!((&report["label"], &report["virtual-size"]), (&"CONFIG".into(), &(8 << 20).into()));
+
+    for (arguments, field) in [
+        (&["config-disk", "seed", "d.img", "--label", "a.b"][..], Some("label")),
+        (&["config-disk", "seed", "seed/sub/d.img"], None),
+        (&["config-disk", "seed", "d.img", "--size", "much"], None),
+    ] {
+        let error = shell.error(arguments, 2);
+        assert_eq!(error["code"], "invalid-input");
+        assert_eq!(error["field"].as_str(), field, "{error}");
+    }
+    std::os::unix::fs::symlink("/etc/passwd", shell.path("seed/link")).unwrap();
+    let refused = shell.error(&["config-disk", "seed", "c.img", "--force"], 1);
+    assert_eq!(refused["code"], "refused");
+    assert_eq!(shell.names(), ["c.img", "seed"]);
+
+    let report = shell.report(&["attach", "--for", "qemu", "--read-only", "--raw", "c.img"]);
+    let line = report["arguments"].to_string();
+    assert!(line.contains("c.img") && line.contains("raw"), "{line}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Helpers shared by every suite of the workspace.
 
 pub mod disks;
+pub mod mounts;
 pub mod qemu;
 pub mod tool;

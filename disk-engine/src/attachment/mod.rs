@@ -42,8 +42,10 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{BaseFormat, BaseImage};
 use crate::disk::chain::probe_top;
+use crate::disk::pad::DIRECT_UNIT;
 use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::strategy::ProvidedDisk;
 pub use target::Target;
 
 /// How the host caches a disk's file, under the names libvirt and QEMU share.
@@ -224,6 +226,21 @@ impl Disk {
         Ok(Self::new(top, backing))
     }
 
+    /// A disk made from `base` by any strategy; neither its header nor its content is asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::qcow2`], for what lies below a qcow2 base.
+    pub fn provided(disk: &ProvidedDisk, base: &BaseImage) -> Result<Self> {
+        if disk.stands_on_base() {
+            return Self::overlay(disk.path(), base);
+        }
+        let top = Layer::new(disk.path(), disk.format())?;
+        // A copy stands on what the base stands on.
+        let base = Layer::new(base.path(), base.format())?;
+        Ok(Self::new(top, chain::below(&base, &BackingPolicy::Any)?))
+    }
+
     /// A disk whose format is told by its first bytes: qcow2 if they are a qcow2 header's, else raw.
     /// Not for a raw disk that a guest has written to; that is [`Disk::raw`].
     ///
@@ -382,19 +399,19 @@ impl Disk {
         let length = fs::metadata(self.path())
             .map_err(|error| Error::io("look at the disk", self.path(), error))?
             .len();
-        if length.is_multiple_of(DIRECT_ALIGNMENT) {
+        if length.is_multiple_of(DIRECT_UNIT) {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::InvalidInput,
             format!(
                 "a raw disk of {length} bytes cannot be written with cache mode {}, which takes \
-                 whole units of {DIRECT_ALIGNMENT}",
+                 whole units of {DIRECT_UNIT}",
                 self.cache.as_str()
             ),
         )
         .with_path(self.path())
-        .with_hint("use cache mode writeback, or make the disk longer"))
+        .with_hint("use cache mode writeback, or pad the disk to whole units"))
     }
 
     /// What to say of discards, if anything: a disk that is only read frees nothing.
@@ -410,9 +427,6 @@ impl Disk {
 
 /// VIRTIO_BLK_ID_BYTES of the virtio specification.
 const SERIAL_MAX: usize = 20;
-
-/// The largest request alignment QEMU finds on a file opened with `O_DIRECT`.
-const DIRECT_ALIGNMENT: u64 = 4096;
 
 /// An absolute path that any C program can open. Symbolic links and `..` stay as they are.
 fn absolute(path: &Path) -> Result<PathBuf> {

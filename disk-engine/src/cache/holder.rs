@@ -40,7 +40,7 @@ pub(crate) fn read(file: &File) -> Option<Holder> {
 }
 
 /// Reads the four lines; `None` unless they are all there, since they may be half written.
-fn parse(text: &str) -> Option<Holder> {
+pub(crate) fn parse(text: &str) -> Option<Holder> {
     let mut lines = text.strip_suffix('\n')?.split('\n');
     let mut value = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
     Some(Holder {

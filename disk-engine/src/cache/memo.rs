@@ -30,7 +30,7 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::sys::pending::Existing;
 
-const KIND: Kind = Kind { magic: *b"DISKMEMO", version: 1, limit: 4096 };
+pub(crate) const KIND: Kind = Kind { magic: *b"DISKMEMO", version: 1, limit: 4096 };
 
 /// How long a file must have been left alone: more than any file system's clock needs to tick.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -89,8 +89,12 @@ impl Facts {
 pub(crate) fn recall(layout: &Layout, facts: &Facts) -> Option<Sha256Digest> {
     let path = layout.memo(facts.device, facts.inode);
     let bytes = record::read_file(KIND, &path).ok()??;
-    let mut reader = record::unseal(KIND, &bytes).ok()?;
-    let known = facts.encode();
+    parse(&bytes, &facts.encode())
+}
+
+/// The digest in a record about the file with these facts, `known` as a record holds them.
+pub(crate) fn parse(bytes: &[u8], known: &[u8]) -> Option<Sha256Digest> {
+    let mut reader = record::unseal(KIND, bytes).ok()?;
     if reader.take("facts", known.len()).ok()? != known {
         return None;
     }

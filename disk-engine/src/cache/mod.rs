@@ -75,16 +75,16 @@
 //! knows this layout never looks outside of it. Within `v1` none of the above changes meaning; names
 //! not listed above are left alone.
 
-mod holder;
+pub(crate) mod holder;
 mod key;
 mod layout;
 mod lease;
 mod lock;
-mod manifest;
-mod memo;
+pub(crate) mod manifest;
+pub(crate) mod memo;
 mod populate;
 mod publish;
-mod record;
+pub(crate) mod record;
 
 use std::path::Path;
 use std::time::Duration;

@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
+    /// Pad the disk to whole units of 4096 bytes, for direct I/O (cache=none)
+    #[arg(long)]
+    pad: bool,
     #[command(flatten)]
     options: SourceOptions,
 }
@@ -35,6 +38,7 @@ struct Report<'a> {
     source: &'a str,
     destination: &'a Path,
     virtual_size: u64,
+    padding: u64,
     written: u64,
     compression: Compression,
     member: Option<&'a str>,
@@ -56,6 +60,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     let options = ExtractOptions {
         existing: if arguments.force { Existing::Replace } else { Existing::Refuse },
         expected_sha256: arguments.sha256,
+        pad: arguments.pad,
         control,
         ..ExtractOptions::default()
     };
@@ -70,7 +75,8 @@ fn summary<'a>(label: &'a str, report: &'a ExtractReport) -> Report<'a> {
     Report {
         source: label,
         destination: &report.destination,
-        virtual_size: transfer.virtual_size,
+        virtual_size: transfer.virtual_size.saturating_add(report.padding),
+        padding: report.padding,
         written: transfer.written_bytes,
         compression: transfer.compression,
         member: match &transfer.container {
@@ -91,7 +97,7 @@ fn text(label: &str, report: &ExtractReport) -> String {
     format!(
         "{}: {} virtual, {} written, from {} ({}{member}) in {:.2} s",
         report.destination.display().to_string().escape_debug(),
-        size::human(transfer.virtual_size),
+        size::human(transfer.virtual_size.saturating_add(report.padding)),
         size::human(transfer.written_bytes),
         label.escape_debug(),
         transfer.compression.as_str(),

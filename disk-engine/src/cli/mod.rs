@@ -16,6 +16,7 @@
 
 mod attach;
 mod base;
+mod config_disk;
 mod create;
 mod extract;
 mod info;
@@ -28,6 +29,7 @@ mod progress;
 mod rebase;
 mod size;
 mod source;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -62,8 +64,10 @@ enum Command {
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
     Create(create::Arguments),
+    ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
     Attach(attach::Arguments),
+    Usage(usage::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -91,8 +95,10 @@ pub fn main() -> ExitCode {
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
+        Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Attach(arguments) => attach::run(arguments, &output),
+        Command::Usage(arguments) => usage::run(arguments, &output),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

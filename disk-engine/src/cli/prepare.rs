@@ -16,8 +16,9 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::boot::{BootExit, BootOptions, BootReport, boot};
 use crate::ops::boot_image::BOOT_IMAGE;
-use crate::ops::prepare::{PrepareOptions, PrepareReport, prepare};
+use crate::ops::prepare::{PrepareOptions, PrepareReport, PreparedDisk, prepare};
 use crate::source::Source;
+use crate::strategy::{Copied, Provided, Strategy};
 
 /// Prepare the disks of N VMs from one archive: the main job
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,7 @@ pub(crate) struct Arguments {
     /// Number of VMs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     nodes: u32,
-    /// Where their folders go: DIR/vm0/primary.qcow2, DIR/vm1/primary.qcow2, …
+    /// Where their folders go: DIR/vm0/primary.qcow2, …; a raw disk is DIR/vm0/primary.img
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// The cache's folder; DIR/cache unless given
@@ -36,6 +37,15 @@ pub(crate) struct Arguments {
     /// Least size of each disk, as in 50G; the base's size is never cut
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     min_size: Option<u64>,
+    /// How the disks are made; auto makes overlays, or for --raw reflinks where possible, else copies
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = strategy)]
+    strategy: Strategy,
+    /// Make raw disks, which need no base afterwards
+    #[arg(long)]
+    raw: bool,
+    /// Refuse to start unless each disk can grow by this much, as in 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    reserve: Option<u64>,
     /// What makes it the same base: content, sha256:HEX (verified) or name:NAME (vouched for)
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     key: Option<KeyPolicy>,
@@ -44,7 +54,7 @@ pub(crate) struct Arguments {
     /// Name the base relative to each overlay's folder, so that the tree can move as a whole
     #[arg(long)]
     relative: bool,
-    /// Replace overlays that stand there, instead of keeping those that fit
+    /// Replace disks that stand there, instead of keeping those that fit
     #[arg(long)]
     fresh: bool,
     /// Boot each disk once under QEMU and show what its serial port says
@@ -59,8 +69,8 @@ struct Report {
     disks: Vec<DiskReport>,
     seconds: f64,
     base_seconds: f64,
-    overlays_seconds: f64,
-    /// Bytes the base and all overlays take together.
+    disks_seconds: f64,
+    /// Bytes the base and all disks take together; storage that is shared counts each time.
     actual_size: u64,
 }
 
@@ -78,11 +88,28 @@ struct BaseReport {
 #[serde(rename_all = "kebab-case")]
 struct DiskReport {
     filename: String,
+    format: &'static str,
+    /// What the disk was made by, whatever was asked for.
+    strategy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied: Option<CopiedReport>,
     virtual_size: u64,
     actual_size: u64,
     reused: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     boot: Option<Boot>,
+}
+
+/// What a copy came to.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct CopiedReport {
+    /// Bytes the kernel copied from file to file.
+    offloaded: u64,
+    /// Bytes that were read and written.
+    written: u64,
+    /// Whether the file shares storage with others, where the file system says.
+    shared: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -102,6 +129,9 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         nodes: arguments.nodes as usize,
         folder: arguments.dir.clone(),
         min_size: arguments.min_size.unwrap_or(0),
+        strategy: arguments.strategy,
+        raw: arguments.raw,
+        reserve: arguments.reserve.unwrap_or(0),
         relative: arguments.relative,
         fresh: arguments.fresh,
         base: BaseOptions {
@@ -117,7 +147,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     if arguments.boot {
         for (prepared_disk, disk) in prepared.disks.iter().zip(&mut report.disks) {
             let booted = boot(
-                &Disk::overlay(prepared_disk.overlay.path(), &prepared.base.image)?,
+                &Disk::provided(&prepared_disk.disk, &prepared.base.image)?,
                 &BootOptions::default(),
             )?;
             check_boot(&booted, arguments.source.is_none(), &disk.filename)?;
@@ -158,18 +188,21 @@ impl Report {
         let disks: Vec<_> = prepared
             .disks
             .iter()
-            .map(|disk| DiskReport {
-                filename: disk.overlay.path().to_string_lossy().into_owned(),
-                virtual_size: disk.overlay.virtual_size(),
-                actual_size: disk.allocated,
-                reused: disk.overlay.reused(),
+            .map(|PreparedDisk { disk, allocated }| DiskReport {
+                filename: disk.path().to_string_lossy().into_owned(),
+                format: disk.format().as_str(),
+                strategy: disk.how().as_str(),
+                copied: copied(disk.how()),
+                virtual_size: disk.virtual_size(),
+                actual_size: *allocated,
+                reused: disk.reused(),
                 boot: None,
             })
             .collect();
         Self {
-            seconds: seconds(prepared.base_time + prepared.overlays_time),
+            seconds: seconds(prepared.base_time + prepared.disks_time),
             base_seconds: seconds(prepared.base_time),
-            overlays_seconds: seconds(prepared.overlays_time),
+            disks_seconds: seconds(prepared.disks_time),
             actual_size: base.allocated + disks.iter().map(|disk| disk.actual_size).sum::<u64>(),
             base: BaseReport {
                 path: base.image.path().to_string_lossy().into_owned(),
@@ -197,9 +230,9 @@ impl Boot {
 fn render(report: &Report) -> String {
     let base = &report.base;
     let mut text = format!(
-        "base   {:?}  raw, read-only, shared by {}\n       {} of disk in {} of storage, {} in {:.3} s\n",
+        "base   {:?}  raw, read-only, {} overlays on it\n       {} of disk in {} of storage, {} in {:.3} s\n",
         base.path,
-        report.disks.len(),
+        report.disks.iter().filter(|disk| disk.strategy == Strategy::Overlay.as_str()).count(),
         size::human(base.virtual_size),
         size::human(base.actual_size),
         base.origin,
@@ -208,11 +241,19 @@ fn render(report: &Report) -> String {
     for (node, disk) in report.disks.iter().enumerate() {
         let _ = writeln!(
             text,
-            "vm{node:<4} {:?}  qcow2, read-write, {}, {} of disk in {}",
+            "vm{node:<4} {:?}  {}, read-write, {}, {} of disk in {}{}",
             disk.filename,
-            if disk.reused { "kept" } else { "new" },
+            disk.format,
+            match (disk.reused, disk.strategy) {
+                (true, _) => "kept".to_owned(),
+                (false, strategy) => format!("new {strategy}"),
+            },
             size::human(disk.virtual_size),
             size::human(disk.actual_size),
+            match &disk.copied {
+                Some(CopiedReport { shared: Some(true), .. }) => ", shared with the base",
+                _ => "",
+            },
         );
         if let Some(boot) = &disk.boot {
             let said = boot.serial.trim_end().escape_debug();
@@ -224,7 +265,7 @@ fn render(report: &Report) -> String {
         text,
         "total  {} disks in {:.6} s beyond the base; {} of storage, {} as copies",
         report.disks.len(),
-        report.overlays_seconds,
+        report.disks_seconds,
         size::human(report.actual_size),
         size::human(copies),
     );
@@ -233,6 +274,22 @@ fn render(report: &Report) -> String {
 
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
+}
+
+fn copied(how: Provided) -> Option<CopiedReport> {
+    match how {
+        Provided::Copy(Copied { offloaded, written, shared }) => {
+            Some(CopiedReport { offloaded, written, shared })
+        }
+        _ => None,
+    }
+}
+
+fn strategy(name: &str) -> Result<Strategy, String> {
+    Strategy::ALL.into_iter().find(|strategy| strategy.as_str() == name).ok_or_else(|| {
+        let names = Strategy::ALL.map(Strategy::as_str).join(", ");
+        format!("one of {names}")
+    })
 }
 
 fn parse_key(text: &str) -> Result<KeyPolicy> {

@@ -36,16 +36,24 @@ fn show(bar: &ProgressBar, event: &Event) {
         Event::Waiting { holder: Some(holder) } => bar.set_message(format!("waiting for {holder}")),
         Event::Waiting { holder: None } => bar.set_message("waiting for someone else"),
         Event::Extracting { .. } => bar.set_message("extracting"),
+        Event::Copying { copied_bytes, total_bytes, .. } => {
+            bar.set_message("copying");
+            draw_position(bar, *copied_bytes, Some(*total_bytes));
+        }
         Event::Progress { source_bytes, source_length, .. } => {
-            if let Some(length) = source_length
-                && bar.length() != Some(*length)
-            {
-                bar.set_style(style());
-                bar.set_length(*length);
-            }
-            bar.set_position(*source_bytes);
+            draw_position(bar, *source_bytes, *source_length);
         }
     }
+}
+
+fn draw_position(bar: &ProgressBar, position: u64, length: Option<u64>) {
+    if let Some(length) = length
+        && bar.length() != Some(length)
+    {
+        bar.set_style(style());
+        bar.set_length(length);
+    }
+    bar.set_position(position);
 }
 
 fn style() -> ProgressStyle {

@@ -4,6 +4,7 @@
 //! policy    which of the names found inside an image may be opened at all
 //! chain     an image and everything it stands on, top first
 //! content   what a disk holds, read anywhere
+//! pad       raw disks made even for direct I/O
 //! raw       a raw image as such
 //! layer     an image of an opened chain, whatever its format
 //! opened    an opened chain: a disk that is read
@@ -15,10 +16,12 @@ pub mod content;
 mod layer;
 pub mod map;
 pub mod opened;
+pub mod pad;
 pub mod policy;
 pub mod raw;
 
 pub use content::{ContentRun, DiskContent};
 pub use map::{DiskRun, DiskRuns};
 pub use opened::{Disk, DiskFile, DiskImage, DiskOptions};
+pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::digest::Sha256Digest;
+use crate::disk::pad;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::Source;
 use crate::sys::pending::{self, Durability, Existing, FileMode, PendingFile};
@@ -29,6 +30,9 @@ pub struct ExtractOptions {
     pub mode: FileMode,
     /// What the source's bytes, as they are given, must hash to.
     pub expected_sha256: Option<Sha256Digest>,
+    /// Pad the disk to whole units of 4096 bytes, as QEMU wants it for direct I/O; a disk with a
+    /// GPT is refused, see [`pad`].
+    pub pad: bool,
     /// Stops and watches the work.
     pub control: Control,
 }
@@ -40,6 +44,7 @@ impl Default for ExtractOptions {
             durability: Durability::None,
             mode: FileMode::Umask,
             expected_sha256: None,
+            pad: false,
             control: Control::new(),
         }
     }
@@ -52,6 +57,8 @@ pub struct ExtractReport {
     pub destination: PathBuf,
     /// What is in it.
     pub transfer: TransferReport,
+    /// Bytes of zeros added behind it.
+    pub padding: u64,
     /// Wall time from the first byte to the published name.
     pub elapsed: Duration,
 }
@@ -92,7 +99,18 @@ pub fn extract(
         control: options.control.clone(),
     };
     let transfer = extract_into(source, pending.file(), destination, &transfer_options)?;
+    let padding = if options.pad {
+        let padded = pad::pad_file(pending.file(), destination)?;
+        padded.after.saturating_sub(padded.before)
+    } else {
+        0
+    };
     options.control.check()?;
     pending.publish(options.durability)?;
-    Ok(ExtractReport { destination: destination.to_path_buf(), transfer, elapsed: start.elapsed() })
+    Ok(ExtractReport {
+        destination: destination.to_path_buf(),
+        transfer,
+        padding,
+        elapsed: start.elapsed(),
+    })
 }

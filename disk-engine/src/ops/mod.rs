@@ -4,19 +4,23 @@
 //! boot        a VM started from a disk, its serial port heard
 //! boot_image  a small bootable disk, compiled in
 //! prepare     one archive in, N VM disks out: the main job
+//! config_disk a FAT image with a label, from a few files
 //! extract     archive or compressed image → sparse raw file
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
 //! info        header, extensions, chain
+//! usage       what disks take, how they have grown, what is left
 //! ```
 
 pub mod boot;
 pub mod boot_image;
+pub mod config_disk;
 pub mod create;
 pub mod extract;
 pub mod info;
 pub mod pack;
 pub mod prepare;
+pub mod usage;
 
 pub use extract::{ExtractOptions, ExtractReport, extract};
 pub use pack::{PackOptions, PackReport, pack};

@@ -75,7 +75,7 @@ impl BaseIdentity {
     }
 
     /// What keeps `base` from being the base this identity was taken of.
-    fn difference(&self, base: &BaseImage) -> Option<String> {
+    pub(crate) fn difference(&self, base: &BaseImage) -> Option<String> {
         let now = Self::of(base);
         if self.base_length != now.base_length {
             return Some(format!(

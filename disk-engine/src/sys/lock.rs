@@ -120,6 +120,13 @@ pub fn is_unsupported(error: &io::Error) -> bool {
         .any(|&errno| error.raw_os_error() == Some(errno as i32))
 }
 
+/// Whether an exclusive lock failed for want of a descriptor open for writing: NFS, where a folder
+/// can have none.
+#[must_use]
+pub fn needs_writer(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EBADF as i32)
+}
+
 fn try_lock(file: &File, mode: LockMode) -> io::Result<bool> {
     let outcome = match mode {
         LockMode::Shared => file.try_lock_shared(),

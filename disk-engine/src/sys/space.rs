@@ -13,12 +13,16 @@ pub fn allocated(metadata: &Metadata) -> u64 {
     metadata.blocks().saturating_mul(512)
 }
 
-/// Bytes an unprivileged writer can still use on the file system that holds `file`.
+/// Bytes an unprivileged writer can still use on the file system that holds `file`; `u64::MAX` on one
+/// that knows no size, as a tmpfs without a limit.
 ///
 /// # Errors
 ///
 /// The file system does not say.
 pub fn available(file: &File) -> io::Result<u64> {
     let stat = fstatvfs(file).map_err(io::Error::from)?;
+    if stat.blocks() == 0 {
+        return Ok(u64::MAX);
+    }
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }

@@ -80,7 +80,7 @@ pub fn measure(setting: &Setting) -> Table {
             let folder = fresh(setting, "vms");
             let report = warm.time(|| preparations::ours(setting.archive, &cache, &folder, 8));
             assert_eq!(report.base.origin.as_str(), "hit");
-            overlays.add(report.overlays_time);
+            overlays.add(report.disks_time);
         }
         fs::remove_dir_all(&cache).expect("the cache can be removed");
     }

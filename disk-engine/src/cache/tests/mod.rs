@@ -92,7 +92,7 @@ impl Counts {
             match event {
                 Event::Extracting { .. } => counts.0.0.fetch_add(1, Ordering::Relaxed),
                 Event::Progress { .. } => counts.0.1.fetch_add(1, Ordering::Relaxed),
-                Event::Waiting { .. } => 0,
+                _ => 0,
             };
         })
     }

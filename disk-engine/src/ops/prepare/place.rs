@@ -1,0 +1,90 @@
+//! One VM's folder, as it is found: which disks stand there.
+//!
+//! ```text
+//! vm3/primary.qcow2     an overlay        one of them at most: a VM has one disk, and whoever asks
+//! vm3/primary.img       a raw disk        for the other format gets an error, not a second disk
+//! ```
+
+use std::fs::{self, Metadata};
+use std::path::{Path, PathBuf};
+
+use super::disk_path;
+use crate::base::BaseFormat;
+use crate::error::{Error, ErrorKind, Result};
+use crate::strategy::room::Need;
+use crate::sys::{image_lock, open, space};
+
+const FORMATS: [BaseFormat; 2] = [BaseFormat::Qcow2, BaseFormat::Raw];
+
+#[derive(Debug)]
+pub(super) struct Place {
+    standing: Vec<(BaseFormat, PathBuf, Metadata)>,
+}
+
+impl Place {
+    pub(super) fn look(folder: &Path, node: usize) -> Self {
+        let look = |format| {
+            let path = disk_path(folder, node, format);
+            // What cannot be looked at is found out about when a disk is made there.
+            let metadata = fs::symlink_metadata(&path).ok()?;
+            Some((format, path, metadata))
+        };
+        Self { standing: FORMATS.into_iter().filter_map(look).collect() }
+    }
+
+    /// Whether any disk stands here.
+    pub(super) fn is_taken(&self) -> bool {
+        !self.standing.is_empty()
+    }
+
+    /// What a disk here takes of the file system, if a new one takes `bytes`.
+    pub(super) fn need(&self, fresh: bool, bytes: u64) -> Need {
+        let allocated = |formats: &[BaseFormat]| {
+            let standing = self.standing.iter().filter(|(format, ..)| formats.contains(format));
+            standing.map(|(_, _, metadata)| space::allocated(metadata)).sum()
+        };
+        if self.is_taken() && !fresh {
+            // How much of a raw disk is the guest's, nobody can tell.
+            Need::Kept { grown: allocated(&[BaseFormat::Qcow2]) }
+        } else {
+            Need::New { bytes, frees: allocated(&FORMATS) }
+        }
+    }
+
+    /// Refuses a disk of the other format, unless it may be replaced.
+    pub(super) fn check(&self, format: BaseFormat, fresh: bool) -> Result<()> {
+        let Some(path) = self.other(format) else { return Ok(()) };
+        if !fresh {
+            let message = format!("the VM has a disk, and a {} one is asked for", format.as_str());
+            let hint = match format {
+                BaseFormat::Raw => "use strategy overlay or auto to keep it, or replace it (fresh)",
+                BaseFormat::Qcow2 => {
+                    "use strategy reflink or copy to keep it, or replace it (fresh)"
+                }
+            };
+            return Err(Error::new(ErrorKind::Mismatch, message).with_path(path).with_hint(hint));
+        }
+        // Where it cannot be opened or locked, nobody can say.
+        if open::existing(path).and_then(|file| image_lock::is_in_use(&file)).unwrap_or(false) {
+            return Err(Error::new(ErrorKind::Busy, "another program has the image open")
+                .with_path(path)
+                .with_hint("stop its VM first"));
+        }
+        Ok(())
+    }
+
+    /// Removes the disk of the other format, which was replaced.
+    pub(super) fn remove_other(&self, format: BaseFormat) -> Result<()> {
+        match self.other(format) {
+            None => Ok(()),
+            Some(path) => {
+                fs::remove_file(path).map_err(|error| Error::io("remove the old disk", path, error))
+            }
+        }
+    }
+
+    fn other(&self, format: BaseFormat) -> Option<&Path> {
+        let other = self.standing.iter().find(|(standing, ..)| *standing != format);
+        other.map(|(_, path, _)| path.as_path())
+    }
+}
