@@ -48,7 +48,7 @@ impl DiskRun {
             RunKind::Data { host } => (true, false, true, false, Some(host)),
             RunKind::Compressed => (true, false, true, true, None),
         };
-        let offset = host.map(|host| host.to_u64());
+        let offset = host.map(qcow2_format::HostOffset::to_u64);
         Self { start, length, depth, present, zero, data, compressed, offset }
     }
 
