@@ -166,7 +166,7 @@ impl Drop for Uses {
 }
 
 impl Note {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let path = self.path.as_os_str().as_bytes();
         let words = [self.namespace.to_be_bytes(), self.device.to_be_bytes()].concat();
         let body = [&self.time.to_be_bytes()[..], &self.boot, &words, path].concat();
