@@ -638,7 +638,7 @@ fn cache_ls_tells_bases_who_needs_them_and_what_they_take() {
     assert_eq!(report["actual-size"], listed["actual-size"]);
     let text = shell.run(&["cache", "ls", "--cache", "cache"]).stdout;
     let text = String::from_utf8(text).unwrap();
-    assert!(text.contains(&key) && text.contains("1 overlays") && text.contains("\\n"), "{text}");
+    assert!(text.contains(&key) && text.contains("1 overlay\n") && text.contains("\\n"), "{text}");
 }
 
 #[test]

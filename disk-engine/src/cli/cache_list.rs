@@ -118,10 +118,10 @@ fn text(listing: &CacheListing) -> String {
             let _ = writeln!(text, "  under {}", OverlayReport::new(overlay).text());
         }
     }
-    let bases = listing.bases.len();
     let _ = writeln!(
         text,
-        "{bases} bases in {}, {} left on the file system",
+        "{} in {}, {} left on the file system",
+        count(listing.bases.len(), "base"),
         size::human(listing.allocated()),
         size::human(listing.available)
     );
@@ -136,6 +136,11 @@ fn text(listing: &CacheListing) -> String {
     text
 }
 
+/// "1 base", "2 bases".
+pub(super) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 fn needs(base: &ListedBase) -> String {
     let mut needs = String::new();
     if base.leased {
@@ -147,7 +152,7 @@ fn needs(base: &ListedBase) -> String {
     let standing =
         base.overlays.iter().filter(|overlay| overlay.state != OverlayState::Gone).count();
     if standing > 0 {
-        let _ = write!(needs, ", {standing} overlays");
+        let _ = write!(needs, ", {}", count(standing, "overlay"));
     }
     needs
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cache::{KeptBase, KeptBecause, PruneOptions, PruneReport};
 use crate::cli::cache::{OverlayReport, Place};
+use crate::cli::cache_list::count;
 use crate::cli::{Output, duration, size};
 use crate::error::Result;
 
@@ -162,14 +163,15 @@ fn text(report: &PruneReport) -> String {
     if files > 0 {
         let _ = writeln!(
             text,
-            "{files} left-over files {would}removed, {}",
+            "{} {would}removed, {}",
+            count(files, "left-over file"),
             size::human(report.debris.bytes)
         );
     }
     let _ = writeln!(
         text,
-        "{} bases {would}removed in {}, {} left on the file system",
-        report.removed.len(),
+        "{} {would}removed in {}, {} left on the file system",
+        count(report.removed.len(), "base"),
         size::human(report.removed.iter().map(|base| base.allocated).sum()),
         size::human(report.available)
     );
