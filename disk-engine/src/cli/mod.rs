@@ -16,6 +16,8 @@
 
 mod attach;
 mod base;
+mod cache;
+mod cache_verify;
 mod config_disk;
 mod create;
 mod extract;
@@ -61,6 +63,7 @@ enum Command {
     Extract(extract::Arguments),
     Pack(pack::Arguments),
     Base(base::Arguments),
+    Cache(cache::Arguments),
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
     Create(create::Arguments),
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Extract(arguments) => extract::run(arguments, &output),
         Command::Pack(arguments) => pack::run(arguments, &output),
         Command::Base(arguments) => base::run(arguments, &output),
+        Command::Cache(arguments) => cache::run(arguments, &output),
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
