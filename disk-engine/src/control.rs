@@ -64,6 +64,15 @@ pub enum Event {
         /// Length of the base in bytes.
         total_bytes: u64,
     },
+    /// A base is being read and compared with its checksums; told by several threads.
+    Verifying {
+        /// The base.
+        base: PathBuf,
+        /// Bytes of this base read so far.
+        verified_bytes: u64,
+        /// Bytes of this base that have checksums.
+        total_bytes: u64,
+    },
     /// Another thread or process is making the base; the caller waits for it.
     Waiting {
         /// Who holds the lock, as far as it is known.

@@ -79,7 +79,7 @@ pub(crate) enum Identity {
 }
 
 /// A base's key: its name in the cache.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CacheKey([u8; 32]);
 
 impl CacheKey {
@@ -110,17 +110,27 @@ impl CacheKey {
     /// The key of a base's file, by the file's name: `KEY.img`, with `extension` for `img`.
     pub(crate) fn of_file(name: &OsStr, extension: &str) -> Option<Self> {
         let stem = name.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
-        Self::of_name(stem)
-    }
-
-    /// The key that is written as `name`, in lower-case hexadecimal.
-    pub(crate) fn of_name(name: &str) -> Option<Self> {
-        let key = Self(name.parse::<Sha256Digest>().ok()?.0);
-        (key.to_string() == name).then_some(key)
+        stem.parse().ok()
     }
 
     pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// Parses the 64 lower-case hexadecimal digits a key is printed as.
+impl FromStr for CacheKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digest: Option<Sha256Digest> = text.parse().ok();
+        digest.map(|digest| Self(digest.0)).filter(|key| key.to_string() == text).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                "the key of a base is 64 lower-case hexadecimal digits, as in its file's name",
+            )
+            .with_field("key")
+        })
     }
 }
 
@@ -175,6 +185,16 @@ mod tests {
             ),
         ] {
             assert_eq!(CacheKey::new(&identity, member).to_string(), key);
+        }
+    }
+
+    #[test]
+    fn keys_parse_as_they_are_printed_and_not_otherwise() {
+        let key = CacheKey::new(&Identity::Name("guest".to_owned()), None);
+        let text = key.to_string();
+        assert_eq!(text.parse::<CacheKey>().unwrap(), key);
+        for other in [text.to_ascii_uppercase(), text[1..].to_owned(), format!("{text}0")] {
+            assert!(other.parse::<CacheKey>().is_err(), "{other}");
         }
     }
 

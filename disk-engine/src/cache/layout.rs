@@ -140,6 +140,27 @@ impl Layout {
         Temporary::create_in(&self.tmp, FileMode::Exact(0o600), |word| word.into())
     }
 
+    /// Where damaged bases are kept for a person to look at; made now if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Layout::open`].
+    pub(crate) fn quarantine(&self) -> Result<PathBuf> {
+        let folder = self.quarantine_folder();
+        make(&folder)?;
+        Ok(folder)
+    }
+
+    /// That folder, which may not be there.
+    pub(crate) fn quarantine_folder(&self) -> PathBuf {
+        self.root.join(VERSION).join("quarantine")
+    }
+
+    /// Held for a moment by whoever opens the cache, to see that locks exclude.
+    pub(crate) fn probe(&self) -> PathBuf {
+        self.locks.join("probe.lock")
+    }
+
     /// Removes what killed processes left in `tmp`. What cannot be looked at stays.
     pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.tmp) else { return };

@@ -12,7 +12,7 @@
 //! both       the same size and modification time, and synced or made in this boot
 //! ```
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -31,6 +31,9 @@ use crate::sys::{lock, open, space};
 
 /// How often a base may lose its name under our hands before we wait instead.
 const TRIES: usize = 8;
+
+/// The objection to a base that may have lost data.
+const STALE: &str = "the base was never synced, and the machine was restarted since";
 
 /// What stands under a key.
 #[derive(Debug)]
@@ -58,6 +61,22 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// The base, open for reading and locked.
+    pub(crate) fn file(&self) -> &File {
+        self.lock.file()
+    }
+
+    /// Whether the leased file is still the one under its name.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn still_named(&self) -> Result<bool> {
+        self.lock
+            .still_names(&self.path)
+            .map_err(|error| Error::io("look at the base", &self.path, error))
+    }
+
     /// The base as callers know it.
     pub(crate) fn into_image(self) -> BaseImage {
         let Self { lock, path, manifest, uses, .. } = self;
@@ -170,9 +189,14 @@ fn read_manifest(layout: &Layout, key: &CacheKey, base: &Metadata) -> Result<Man
         return Err(wrong("the base was modified after it was made"));
     }
     if manifest.boot.is_some() && manifest.boot != this_boot() {
-        return Err(wrong("the base was never synced, and the machine was restarted since"));
+        return Err(wrong(STALE));
     }
     Ok(manifest)
+}
+
+/// Whether a base is damaged for nothing but a restart of the machine: all else was looked at before.
+pub(crate) fn is_stale(error: &Error) -> bool {
+    error.message() == STALE
 }
 
 fn damaged(message: &'static str) -> Error {

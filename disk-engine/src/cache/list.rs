@@ -31,6 +31,10 @@ pub struct CacheListing {
     pub temporaries: usize,
     /// Bytes of storage they take.
     pub temporary_bytes: u64,
+    /// Files of damaged bases in `quarantine/`.
+    pub quarantined: usize,
+    /// Bytes of storage they take.
+    pub quarantined_bytes: u64,
     /// Bytes an unprivileged writer has left on the cache's file system.
     pub available: u64,
 }
@@ -92,10 +96,14 @@ impl ImageCache {
             .collect::<Result<Vec<_>>>()?;
         bases.sort_by(|one, other| (other.last_used, &one.key).cmp(&(one.last_used, &other.key)));
         let temporaries = files(layout.tmp())?;
+        let folder = layout.quarantine_folder();
+        let quarantined = if folder.exists() { files(&folder)? } else { Vec::new() };
         Ok(CacheListing {
             bases,
             temporaries: temporaries.len(),
             temporary_bytes: temporaries.iter().map(|(_, found)| space::allocated(found)).sum(),
+            quarantined: quarantined.len(),
+            quarantined_bytes: quarantined.iter().map(|(_, found)| space::allocated(found)).sum(),
             available: available(layout)?,
         })
     }

@@ -13,17 +13,30 @@
 //! 0x078   │ source length   │ extents         │               bytes; 20-byte entries at the end
 //! 0x088   │ policy u8 │ flags u8 │ u16 zero │ label length u32 │
 //! 0x090   │ name length u32 │ member length u32 │
-//! 0x098   │ label │ name │ member │                            UTF-8
+//! 0x098   │ base's inode    │ base's ctime    │               seconds; zero unless flag 8
+//! 0x0a8   │ ctime's nanoseconds u32 │ root length u32 │
+//! 0x0b0   │ label │ name │ member │ root │                     UTF-8; the root as it is
 //!         │ extents: offset u64, length u64, CRC-32 u32        ascending, disjoint, inside the disk
 //! ```
 //!
 //! Policy: 1 digest, 2 name. Flags: 1 the digest is known, 2 the source length is known, 4 the
-//! caller named the member. Label and name are information for a person, cut to 4096 bytes.
+//! caller named the member, 8 the base's change time is known. Label and name are information for a
+//! person, cut to 4096 bytes. The root is the cache's folder when the base was made: overlays name
+//! the base below it.
 //!
 //! A base that was not synced may have lost data if the machine went down since; its manifest names
 //! the boot it was made in, and in another one the base is not trusted. A base's modification time
 //! is set to a whole second when it is made, and compared when it is found: it tells of a write
-//! that changed no length.
+//! that changed no length. Inode and change time tell whether it is the file that was published,
+//! untouched since; they are known to change for harmless reasons too (a copied or restored cache, a
+//! `chmod`), so only `verify` looks at them, and takes them for a reason to read the base. A base has its
+//! change time only once it has its name, so its manifest is published a second time then.
+
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use crate::cache::key::CacheKey;
 use crate::cache::record::{self, Kind, Reader};
@@ -34,7 +47,7 @@ use crate::sys::host::BootId;
 
 pub(crate) const KIND: Kind = Kind {
     magic: *b"DISKBASE",
-    version: 1,
+    version: 2,
     // Three million extents: 39,000 is a lot, and most of those are merged.
     limit: 64 << 20,
 };
@@ -42,12 +55,29 @@ pub(crate) const KIND: Kind = Kind {
 const DIGEST_KNOWN: u8 = 1;
 const LENGTH_KNOWN: u8 = 2;
 const MEMBER_NAMED: u8 = 4;
+const CHANGE_KNOWN: u8 = 8;
 
 /// Longest label and name kept, in bytes.
 const TEXT_MAX: usize = 4096;
 
 /// Bytes an extent takes.
 const EXTENT: usize = 20;
+
+/// When a file's inode last changed: `ctime`, which no ordinary call can set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChangeTime {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
+}
+
+impl ChangeTime {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self {
+            seconds: metadata.ctime(),
+            nanoseconds: u32::try_from(metadata.ctime_nsec()).unwrap_or(0),
+        }
+    }
+}
 
 /// A manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +96,12 @@ pub(crate) struct Manifest {
     /// The name the caller vouched for, where that was the policy.
     pub(crate) name: Option<String>,
     pub(crate) member: Option<String>,
+    /// The inode number of the published base.
+    pub(crate) inode: u64,
+    /// The change time of the published base; `None`: its publisher was killed before it knew.
+    pub(crate) changed: Option<ChangeTime>,
+    /// The cache's folder when the base was made.
+    pub(crate) root: PathBuf,
     pub(crate) extents: Vec<ExtentSum>,
 }
 
@@ -89,7 +125,8 @@ impl Manifest {
         body.push(
             flag(self.source_sha256.is_some(), DIGEST_KNOWN)
                 | flag(self.source_length.is_some(), LENGTH_KNOWN)
-                | flag(member.is_some(), MEMBER_NAMED),
+                | flag(member.is_some(), MEMBER_NAMED)
+                | flag(self.changed.is_some(), CHANGE_KNOWN),
         );
         body.extend([0; 2]);
         for text in [Some(label), name, member] {
@@ -97,9 +134,16 @@ impl Manifest {
             let length = u32::try_from(text.unwrap_or("").len()).unwrap_or(u32::MAX);
             body.extend(length.to_be_bytes());
         }
+        let changed = self.changed.unwrap_or(ChangeTime { seconds: 0, nanoseconds: 0 });
+        let root = self.root.as_os_str().as_bytes();
+        body.extend(self.inode.to_be_bytes());
+        body.extend(changed.seconds.to_be_bytes());
+        body.extend(changed.nanoseconds.to_be_bytes());
+        body.extend(u32::try_from(root.len()).unwrap_or(u32::MAX).to_be_bytes());
         for text in [Some(label), name, member] {
             body.extend(text.unwrap_or("").as_bytes());
         }
+        body.extend(root);
         for extent in &self.extents {
             body.extend(extent.offset.to_be_bytes());
             body.extend(extent.length.to_be_bytes());
@@ -126,7 +170,7 @@ impl Manifest {
             return Err(reader.wrong("policy", "the policy is neither 1 nor 2"));
         }
         let flags = reader.u8("flags")?;
-        if flags & !(DIGEST_KNOWN | LENGTH_KNOWN | MEMBER_NAMED) != 0 {
+        if flags & !(DIGEST_KNOWN | LENGTH_KNOWN | MEMBER_NAMED | CHANGE_KNOWN) != 0 {
             return Err(reader.wrong("flags", "an unknown flag is set"));
         }
         if reader.array("zero")? != [0; 2] {
@@ -134,9 +178,18 @@ impl Manifest {
         }
         let [label_length, name_length, member_length] =
             [reader.u32("label length")?, reader.u32("name length")?, reader.u32("member length")?];
+        let inode = reader.u64("inode")?;
+        let changed = ChangeTime {
+            seconds: reader.i64("change time")?,
+            nanoseconds: reader.u32("change time's nanoseconds")?,
+        };
+        let root_length = reader.u32("root length")?;
         let source_label = reader.text("label", label_length)?;
         let name = reader.text("name", name_length)?;
         let member = reader.text("member", member_length)?;
+        let root_length =
+            usize::try_from(root_length).map_err(|_| reader.wrong("root", "too long"))?;
+        let root = OsString::from_vec(reader.take("root", root_length)?.to_vec());
         let extents = parse_extents(&mut reader, extent_count, virtual_size)?;
         reader.finish()?;
         Ok(Self {
@@ -150,6 +203,9 @@ impl Manifest {
             source_label,
             name: (policy == 2).then_some(name),
             member: (flags & MEMBER_NAMED != 0).then_some(member),
+            inode,
+            changed: (flags & CHANGE_KNOWN != 0).then_some(changed),
+            root: root.into(),
             extents,
         })
     }
@@ -202,6 +258,9 @@ mod tests {
             source_label: "/images/disk-img.tar.zst".to_owned(),
             name: None,
             member: Some("disk.img".to_owned()),
+            inode: 0x0102_0304,
+            changed: Some(ChangeTime { seconds: 1_700_000_001, nanoseconds: 999_999_999 }),
+            root: OsString::from_vec(b"/var/tmp/b\xffses".to_vec()).into(),
             extents: vec![
                 ExtentSum { offset: 0, length: 4096, crc32: 1 },
                 ExtentSum { offset: 4096, length: 100, crc32: 2 },
@@ -220,6 +279,9 @@ mod tests {
             source_label: String::new(),
             name: Some("guest".to_owned()),
             member: None,
+            inode: 0,
+            changed: None,
+            root: PathBuf::new(),
             extents: Vec::new(),
             virtual_size: 0,
             ..example()
@@ -233,15 +295,20 @@ mod tests {
     fn the_fields_lie_where_the_drawing_says() {
         let manifest = example();
         let bytes = manifest.encode();
-        assert_eq!(&bytes[..0x0c], b"DISKBASE\0\0\0\x01");
+        assert_eq!(&bytes[..0x0c], b"DISKBASE\0\0\0\x02");
         assert_eq!(&bytes[0x10..0x30], manifest.key.as_bytes());
         assert_eq!(&bytes[0x30..0x38], (1_u64 << 20).to_be_bytes());
         assert_eq!(&bytes[0x40..0x48], 1_700_000_000_i64.to_be_bytes());
         assert_eq!(&bytes[0x78..0x80], 4711_u64.to_be_bytes());
         assert_eq!(&bytes[0x80..0x88], 3_u64.to_be_bytes());
-        assert_eq!(&bytes[0x88..0x8c], [1, 7, 0, 0]);
-        assert_eq!(&bytes[0x98..0xb0], b"/images/disk-img.tar.zst");
-        assert_eq!(bytes.len(), 0xb0 + 8 + 3 * EXTENT);
+        assert_eq!(&bytes[0x88..0x8c], [1, 15, 0, 0]);
+        assert_eq!(&bytes[0x98..0xa0], 0x0102_0304_u64.to_be_bytes());
+        assert_eq!(&bytes[0xa0..0xa8], 1_700_000_001_i64.to_be_bytes());
+        assert_eq!(&bytes[0xa8..0xac], 999_999_999_u32.to_be_bytes());
+        assert_eq!(&bytes[0xac..0xb0], 14_u32.to_be_bytes());
+        assert_eq!(&bytes[0xb0..0xc8], b"/images/disk-img.tar.zst");
+        assert_eq!(&bytes[0xd0..0xde], b"/var/tmp/b\xffses");
+        assert_eq!(bytes.len(), 0xde + 3 * EXTENT);
     }
 
     #[test]
@@ -275,10 +342,11 @@ mod tests {
             (|body| body[0x79] |= 0x80, "flags"),
             (|body| body[0x7a] = 1, "zero"),
             (|body| body[0x7c] = 0xff, "label"),
-            (|body| body[0x88] = 0xff, "label"),
+            (|body| body[0xa0] = 0xff, "label"),
+            (|body| body[0x9c] = 0xff, "root"),
             (|body| body.push(0), "extents"),
             (|body| body[0x20..0x28].fill(0), "extent"),
-            (|body| body[0xa8] = 0xff, "extent"),
+            (|body| body[0xcf] = 0xff, "extent"),
             (
                 |body| {
                     let second = body.len() - 2 * EXTENT;

@@ -20,7 +20,9 @@
 //!     │   └── KEY.manifest what it is and how to tell it is intact; without a base it means nothing
 //!     ├── locks/
 //!     │   ├── KEY.lock     held by who makes that base; says who; never removed
-//!     │   └── length-N.lock  held by who extracts a source of N bytes
+//!     │   ├── length-N.lock  held by who extracts a source of N bytes
+//!     │   └── probe.lock   held for a moment by who opens the cache, to see that locks exclude
+//!     ├── quarantine/      damaged bases a verification found, each with the reason; made when needed
 //!     ├── sources/         remembered digests, one small file per source file
 //!     ├── uses/
 //!     │   └── KEY          overlays that were made over the base; when it was asked for last
@@ -68,7 +70,9 @@
 //! killed while a child that never called `exec` lives on, the locks live on with it.
 //!
 //! Locks are advisory, so they bind programs that take them. On NFS they are emulated and work
-//! between machines, unless it is mounted with `local_lock`; a file system that has none is refused.
+//! between machines, unless it is mounted with `local_lock` or `nolock`: that is refused, unless
+//! [`CacheOptions`] accept it. A file system that has no locks, or grants the same one twice, is
+//! refused as the cache is opened.
 //!
 //! # What holds when things go wrong
 //!
@@ -76,7 +80,7 @@
 //!   extraction removes, and a manifest without a base. A file's age decides nothing.
 //! - A base or manifest that is truncated, damaged, writable, foreign or a planted link is made
 //!   anew, never served. Bytes changed inside a base behind the back of its modification time are
-//!   for a full verification against the manifest's checksums to find.
+//!   for [`ImageCache::verify`] to find, which quarantines what is damaged.
 //! - A base is not synced unless [`Durability::Full`] asks for it, so after a crash of the machine
 //!   it might have lost data: its manifest names the boot it was made in, and in another one it is
 //!   made anew. Where the boot cannot be told (no `/proc`), bases are always synced.
@@ -95,13 +99,17 @@ mod layout;
 mod lease;
 mod list;
 mod lock;
+mod locking;
 pub(crate) mod manifest;
+mod mapped;
 pub(crate) mod memo;
 mod populate;
 mod prune;
 mod publish;
+mod quarantine;
 pub(crate) mod record;
 pub(crate) mod uses;
+pub mod verify;
 
 use std::path::Path;
 use std::time::Duration;
@@ -110,6 +118,7 @@ pub use key::{CacheKey, KeyPolicy};
 pub use list::{BaseState, CacheListing, ListedBase};
 pub use prune::{Debris, KeptBase, KeptBecause, PruneOptions, PruneReport, RemovedBase};
 pub use uses::{OverlayState, OverlayUse};
+pub use verify::{Verdict, VerifiedBase, VerifyMode, VerifyOptions, VerifyReport};
 
 use crate::base::BaseImage;
 use crate::control::Control;
@@ -125,6 +134,14 @@ use lease::{Lease, Lookup};
 #[derive(Debug)]
 pub struct ImageCache {
     layout: Layout,
+}
+
+/// How a cache is opened. The default: only where locks bind everyone who can reach it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheOptions {
+    /// Accept a network file system whose locks do not reach other machines: the caller vouches that
+    /// no other machine uses the cache.
+    pub accept_local_locks: bool,
 }
 
 /// How a base is wanted. The default: by content, waiting for as long as it takes.
@@ -172,9 +189,22 @@ impl ImageCache {
     /// # Errors
     ///
     /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) if a folder of it belongs to someone else,
-    /// may be written to by others, or is a symbolic link; otherwise what the system says.
+    /// may be written to by others, or is a symbolic link;
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if its file system has no locks, or
+    /// keeps them from other machines; otherwise what the system says.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self { layout: Layout::open(folder.as_ref())? })
+        Self::open_with(folder, &CacheOptions::default())
+    }
+
+    /// As [`ImageCache::open`], with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageCache::open`].
+    pub fn open_with(folder: impl AsRef<Path>, options: &CacheOptions) -> Result<Self> {
+        let layout = Layout::open(folder.as_ref())?;
+        locking::check(&layout, options)?;
+        Ok(Self { layout })
     }
 
     /// Opens the cache in `folder` if there is one, and makes none.
@@ -184,7 +214,9 @@ impl ImageCache {
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none; otherwise as
     /// [`ImageCache::open`].
     pub fn existing(folder: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self { layout: Layout::existing(folder.as_ref())? })
+        let layout = Layout::existing(folder.as_ref())?;
+        locking::check(&layout, &CacheOptions::default())?;
+        Ok(Self { layout })
     }
 
     /// The cache's folder: absolute, without symbolic links.

@@ -232,6 +232,9 @@ impl Request<'_> {
                 Identity::Name(name) => Some(name.clone()),
             },
             member: made.member,
+            inode: 0,
+            changed: None,
+            root: PathBuf::new(),
             extents: made.report.extents.clone(),
         };
         publish::publish(self.layout, made.file, manifest, self.options.durability)?;

@@ -5,6 +5,7 @@
 //! temporary in tmp/                 if its lock is free                     the lock, never its age
 //! manifest, notes without a base    if the key's lock is free and no overlay stands
 //! lock file without a base          if its lock is free
+//! file in quarantine/               if it is too old, or room is wanted; before any base
 //! base that would not be served     if nobody needs it
 //! base                              if nobody needs it, and it is too old, or room is wanted:
 //!                                   the one not asked for the longest first
@@ -24,6 +25,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -122,14 +124,16 @@ pub enum KeptBecause {
     RecordDamaged,
 }
 
-/// Files that serve nobody.
+/// Files that serve nobody, which went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Debris {
     /// Left in `tmp/` by killed processes.
     pub temporaries: usize,
     /// Manifests and records of overlays without a base, lock files without a use.
     pub orphans: usize,
-    /// Bytes of storage they took.
+    /// In quarantine: damaged bases, with what was known of them.
+    pub quarantined: usize,
+    /// Bytes of storage all of them took.
     pub bytes: u64,
 }
 
@@ -169,10 +173,15 @@ impl Prune<'_> {
             }
         }
         bases.sort_by_key(|(key, base)| (base.last_used, *key.as_bytes()));
-        let mut left: u64 = bases.iter().map(|(_, base)| base.allocated).sum();
-        self.report.allocated_before = left;
-        let mut available = list::available(self.layout)?;
+        let taken: u64 = bases.iter().map(|(_, base)| base.allocated).sum();
+        self.report.allocated_before = taken;
         let now = list::seconds(SystemTime::now());
+        let kept = self.sweep_quarantine(now, taken)?;
+        let mut left = taken.saturating_add(kept);
+        let mut available = list::available(self.layout)?;
+        if self.options.dry_run {
+            available = available.saturating_add(self.report.debris.bytes);
+        }
         for (key, base) in bases {
             self.options.control.check()?;
             let because = if self.is_unwanted(&base, now, left, available) {
@@ -203,11 +212,19 @@ impl Prune<'_> {
 
     /// Whether anything speaks against a base, with `left` bytes taken by all of them.
     fn is_unwanted(&self, base: &ListedBase, now: i64, left: u64, available: u64) -> bool {
-        // A clock that was set back makes no base old.
-        let age = u64::try_from(now.saturating_sub(base.last_used)).unwrap_or(0);
         matches!(base.state, BaseState::Damaged(_))
-            || self.options.max_age.is_some_and(|most| age >= most.as_secs())
-            || self.options.max_size.is_some_and(|most| left > most)
+            || self.is_old(base.last_used, now)
+            || self.is_room_wanted(left, available)
+    }
+
+    fn is_old(&self, used: i64, now: i64) -> bool {
+        // A clock that was set back makes nothing old.
+        let age = u64::try_from(now.saturating_sub(used)).unwrap_or(0);
+        self.options.max_age.is_some_and(|most| age >= most.as_secs())
+    }
+
+    fn is_room_wanted(&self, taken: u64, available: u64) -> bool {
+        self.options.max_size.is_some_and(|most| taken > most)
             || self.options.keep_free.is_some_and(|least| available < least)
     }
 
@@ -307,6 +324,38 @@ impl Prune<'_> {
         Ok(())
     }
 
+    /// Removes damaged bases nobody has looked at for too long, or all while room is wanted, with `taken`
+    /// bytes taken by the others. Returns the bytes of those that stay.
+    fn sweep_quarantine(&mut self, now: i64, taken: u64) -> Result<u64> {
+        let folder = self.layout.quarantine_folder();
+        if !folder.exists() {
+            return Ok(0);
+        }
+        let mut files = list::files(&folder)?;
+        files.sort_by_key(|(path, metadata)| (metadata.ctime(), path.clone()));
+        let mut left: u64 = files.iter().map(|(_, metadata)| space::allocated(metadata)).sum();
+        let mut freed = 0;
+        for (path, metadata) in files {
+            // When it was moved here, a file's change time says.
+            let available = list::available(self.layout)?;
+            let available =
+                if self.options.dry_run { available.saturating_add(freed) } else { available };
+            if self.is_old(metadata.ctime(), now)
+                || self.is_room_wanted(taken.saturating_add(left), available)
+            {
+                let bytes = space::allocated(&metadata);
+                left = left.saturating_sub(bytes);
+                freed += bytes;
+                self.report.debris.quarantined += 1;
+                self.report.debris.bytes += bytes;
+                if !self.options.dry_run {
+                    remove(&path)?;
+                }
+            }
+        }
+        Ok(left)
+    }
+
     /// Removes what belongs to bases that are not there.
     fn sweep_orphans(&mut self) -> Result<()> {
         let mut keys = Vec::new();
@@ -315,7 +364,7 @@ impl Prune<'_> {
         }
         for (path, _) in list::files(self.layout.uses_folder())? {
             let name = path.file_name().and_then(|name| name.to_str());
-            keys.extend(name.and_then(CacheKey::of_name));
+            keys.extend(name.and_then(|name| name.parse::<CacheKey>().ok()));
         }
         keys.sort_by_key(|key| *key.as_bytes());
         keys.dedup();

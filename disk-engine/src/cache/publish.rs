@@ -5,23 +5,25 @@
 //! 3. if it shall survive a power cut, or nobody could tell that there was one: both are synced;
 //! 4. the manifest gets its name: beside no base it means nothing;
 //! 5. the base gets its name: from here on it is found;
-//! 6. if it shall survive a power cut: the folder is synced.
+//! 6. the manifest is written and named once more, with the change time the base has now;
+//! 7. if it shall survive a power cut: the folder is synced.
 //!
 //! All of it under the exclusive lock of the key, with nothing under the base's name.
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::cache::layout::Layout;
 use crate::cache::lease;
-use crate::cache::manifest::Manifest;
+use crate::cache::manifest::{ChangeTime, Manifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::pending::{self, Durability, Existing, Temporary};
 
-/// Publishes `base` as what `manifest` says it is; modification time and boot are filled in here.
+/// Publishes `base` as what `manifest` says it is; what tells this very file and its boot is filled
+/// in here.
 ///
 /// # Errors
 ///
@@ -41,7 +43,8 @@ pub(crate) fn publish(
     let file = base.file();
     file.set_permissions(read_only()).map_err(failed("set the permissions of the base"))?;
     file.set_modified(time).map_err(failed("set the modification time of the base"))?;
-    let length = file.metadata().map_err(failed("look at the new base"))?.len();
+    let metadata = file.metadata().map_err(failed("look at the new base"))?;
+    let length = metadata.len();
     if length != manifest.virtual_size {
         let message = format!("{length} bytes were extracted, not {}", manifest.virtual_size);
         return Err(Error::new(ErrorKind::Mismatch, message).with_path(&path));
@@ -53,12 +56,30 @@ pub(crate) fn publish(
     }
     manifest.modified = seconds;
     manifest.boot = boot.filter(|_| !synced);
+    manifest.inode = metadata.ino();
+    manifest.changed = None;
+    manifest.root = layout.root().to_path_buf();
     publish_manifest(layout, &manifest)?;
     base.publish(&path, Existing::Replace).map_err(failed("publish the base"))?;
+    if let Ok(metadata) = fs::symlink_metadata(&path) {
+        // Without it the manifest is as good, and a verification reads the base once.
+        let _ = stamp(layout, &manifest, &metadata);
+    }
     if durability == Durability::Full {
         pending::sync_folder(&path)?;
     }
     Ok(())
+}
+
+/// Writes down which file the base of `manifest` is now: its inode and change time are those of
+/// `metadata`. Under the lock of the key.
+///
+/// # Errors
+///
+/// What the system says; then the manifest is as it was.
+pub(crate) fn stamp(layout: &Layout, manifest: &Manifest, metadata: &fs::Metadata) -> Result<()> {
+    let changed = Some(ChangeTime::of(metadata));
+    publish_manifest(layout, &Manifest { inode: metadata.ino(), changed, ..manifest.clone() })
 }
 
 /// Makes a base that was not synced survive a power cut after all.

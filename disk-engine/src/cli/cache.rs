@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use crate::cache::{ImageCache, OverlayState, OverlayUse};
-use crate::cli::{Output, cache_list, cache_prune};
+use crate::cli::{Output, cache_list, cache_prune, cache_verify};
 use crate::error::Result;
 
 /// Look at a cache of bases, verify it, make room in it
@@ -18,6 +18,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Ls(cache_list::Arguments),
+    Verify(cache_verify::Arguments),
     Prune(cache_prune::Arguments),
 }
 
@@ -39,6 +40,7 @@ impl Place {
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     match arguments.command {
         Command::Ls(arguments) => cache_list::run(&arguments, output),
+        Command::Verify(arguments) => cache_verify::run(arguments, output),
         Command::Prune(arguments) => cache_prune::run(&arguments, output),
     }
 }

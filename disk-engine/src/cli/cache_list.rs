@@ -24,6 +24,8 @@ struct Report {
     bases: Vec<Base>,
     temporaries: usize,
     temporary_size: u64,
+    quarantined: usize,
+    quarantined_size: u64,
     /// Bytes all bases take, and the disks they are.
     actual_size: u64,
     virtual_size: u64,
@@ -58,6 +60,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         cache: cache.path().to_string_lossy().into_owned(),
         temporaries: listing.temporaries,
         temporary_size: listing.temporary_bytes,
+        quarantined: listing.quarantined,
+        quarantined_size: listing.quarantined_bytes,
         actual_size: listing.allocated(),
         virtual_size: listing.bases.iter().map(|base| base.virtual_size).sum(),
         available: listing.available,
@@ -131,6 +135,14 @@ fn text(listing: &CacheListing) -> String {
             "{} files in {} being made or left by killed processes",
             listing.temporaries,
             size::human(listing.temporary_bytes)
+        );
+    }
+    if listing.quarantined > 0 {
+        let _ = writeln!(
+            text,
+            "{} of damaged bases in quarantine, {}",
+            count(listing.quarantined, "file"),
+            size::human(listing.quarantined_bytes)
         );
     }
     text

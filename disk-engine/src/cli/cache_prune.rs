@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cache::{KeptBase, KeptBecause, PruneOptions, PruneReport};
+use crate::cache::{Debris, KeptBase, KeptBecause, PruneOptions, PruneReport};
 use crate::cli::cache::{OverlayReport, Place};
 use crate::cli::cache_list::count;
 use crate::cli::{Output, duration, size};
@@ -44,6 +44,7 @@ struct Report {
     kept: Vec<Kept>,
     temporaries: usize,
     orphans: usize,
+    quarantined: usize,
     debris_size: u64,
     /// Bytes the bases that went took, and the disks they were.
     removed_actual_size: u64,
@@ -105,6 +106,7 @@ fn summary(report: &PruneReport) -> Report {
         kept: kept.collect(),
         temporaries: report.debris.temporaries,
         orphans: report.debris.orphans,
+        quarantined: report.debris.quarantined,
         debris_size: report.debris.bytes,
         removed_actual_size: report.removed.iter().map(|base| base.allocated).sum(),
         removed_virtual_size: report.removed.iter().map(|base| base.virtual_size).sum(),
@@ -159,7 +161,8 @@ fn text(report: &PruneReport) -> String {
             let _ = writeln!(text, "  {}", overlay.text());
         }
     }
-    let files = report.debris.temporaries + report.debris.orphans;
+    let Debris { temporaries, orphans, quarantined, .. } = report.debris;
+    let files = temporaries + orphans + quarantined;
     if files > 0 {
         let _ = writeln!(
             text,

@@ -20,6 +20,7 @@ mod base;
 mod cache;
 mod cache_list;
 mod cache_prune;
+mod cache_verify;
 mod config_disk;
 mod create;
 mod duration;

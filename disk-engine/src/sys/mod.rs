@@ -8,6 +8,7 @@
 //! host      who and where we are: user, host, boot
 //! image_lock  the byte ranges QEMU locks in an image it has open
 //! lock      advisory locks on open files, and who released what
+//! mount     what is mounted where, with which options
 //! open      files that may not be what their names say
 //! pending   a new file: unnamed or under a random name, published complete or not at all
 //! reflink   two files, one storage
@@ -24,6 +25,7 @@ pub mod file_system;
 pub mod host;
 pub mod image_lock;
 pub mod lock;
+pub mod mount;
 pub mod open;
 pub mod pending;
 pub mod random;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod prune;
+mod verify;
 mod waiting;
 
 use std::fs;

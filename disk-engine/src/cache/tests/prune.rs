@@ -50,9 +50,10 @@ fn a_base_goes_when_nobody_needs_it_and_comes_back_when_asked_for() {
     let report = fixture.prune(&everything());
     assert_eq!(removed(&report), 1);
     assert!(report.removed[0].allocated > 0);
-    for part in ["bases", "locks", "uses", "tmp"] {
+    for part in ["bases", "uses", "tmp"] {
         assert_eq!(fixture.names(part), Vec::<String>::new(), "{part}");
     }
+    assert_eq!(fixture.names("locks"), ["probe.lock"]);
     assert_eq!(fixture.named().unwrap().origin.as_str(), "extracted");
 }
 
@@ -218,7 +219,7 @@ fn debris_goes_by_its_lock_and_orphans_by_their_keys() {
     assert_eq!(fixture.names("bases").len(), 2);
     assert_eq!(fixture.names("uses").len(), 1);
     let locks = fixture.names("locks");
-    assert!(locks.contains(&"notes.txt".to_owned()) && locks.len() == 2, "{locks:?}");
+    assert!(locks.contains(&"notes.txt".to_owned()) && locks.len() == 3, "{locks:?}");
     drop(live);
 }
 
@@ -261,4 +262,30 @@ fn where_no_note_can_be_made_no_overlay_is_made() {
     let path = fixture.overlay("vm.qcow2");
     assert_eq!(base.image.overlay(&path).create().unwrap_err().kind(), ErrorKind::Limit);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_damaged_base_names_its_overlays_and_its_quarantine_goes_when_room_is_wanted() {
+    let fixture = Fixture::new();
+    let base = fixture.named().unwrap();
+    let overlay = fixture.overlay("vm.qcow2");
+    base.image.overlay(&overlay).create().unwrap();
+    let path = base.image.path().to_path_buf();
+    drop(base);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let report = fixture.cache.verify(&VerifyOptions::default()).unwrap();
+    assert_eq!((report.damaged(), &report.bases[0].overlays), (1, &vec![overlay]));
+    let listing = fixture.cache.list().unwrap();
+    assert_eq!((listing.bases.len(), listing.quarantined), (0, 3));
+    assert!(listing.quarantined_bytes >= 8192);
+    // The overlay's record stays, for the base that comes again; a free lock file goes.
+    assert_eq!(fixture.prune(&PruneOptions::default()).debris.orphans, 1);
+    assert_eq!(fixture.names("uses").len(), 1);
+    let room = PruneOptions { max_size: Some(0), ..PruneOptions::default() };
+    for options in [PruneOptions { dry_run: true, ..room.clone() }, room] {
+        assert_eq!(fixture.prune(&options).debris.quarantined, 3);
+    }
+    assert_eq!(fixture.names("quarantine"), Vec::<String>::new());
+    drop(fixture.named().unwrap());
+    assert!(matches!(fixture.because(&everything()), KeptBecause::Overlays(_)));
 }
