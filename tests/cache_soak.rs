@@ -276,9 +276,7 @@ impl Actor {
 
     /// Makes disks in a folder of its own, and leaves most of them when it ends.
     fn overlay(mut self, seed: u64) {
-        if self.random.once_in(2) {
-            self.take_down();
-        }
+        self.take_down();
         let (source, policy) = self.draw();
         let pins = SOURCES[source] == PINNED_DISK && self.random.once_in(8);
         let folder = self.place.vms().join(format!("{}{seed}", if pins { "keep-" } else { "" }));
@@ -354,19 +352,19 @@ impl Actor {
         }
     }
 
-    /// Removes the folder of somebody who has ended, as a host does with the VMs of old tests.
+    /// Removes folders of those who have ended, as a host does with the VMs of old tests.
     fn take_down(&mut self) {
         let mut folders: Vec<_> =
             fs::read_dir(self.place.vms()).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.retain(|path| !path.file_name().unwrap().to_str().unwrap().starts_with("keep-"));
-        if folders.is_empty() {
-            return;
-        }
-        let folder = folders.swap_remove(self.random.below(folders.len()));
-        // Whoever makes disks in it holds its lock; of two who take it down, one is faster.
-        let Ok(handle) = File::open(&folder) else { return };
-        if handle.try_lock().is_ok() {
-            let _ = fs::remove_dir_all(&folder);
+        // A few stay, and their bases with them; if most did, no base would ever go again.
+        while folders.len() > 3 {
+            let folder = folders.swap_remove(self.random.below(folders.len()));
+            // Whoever makes disks in it holds its lock; of two who take it down, one is faster.
+            let Ok(handle) = File::open(&folder) else { continue };
+            if handle.try_lock().is_ok() {
+                let _ = fs::remove_dir_all(&folder);
+            }
         }
     }
 
