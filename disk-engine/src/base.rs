@@ -14,6 +14,7 @@ use qcow2_format::Header;
 use qcow2_format::feature::IncompatibleFeatures;
 use qcow2_format::header::CryptMethod;
 
+use crate::cache::{self, uses::Uses};
 use crate::disk::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::FileLock;
@@ -47,13 +48,32 @@ pub struct BaseImage {
     format: BaseFormat,
     virtual_size: u64,
     key: Option<String>,
+    /// Where the cache notes overlays. Dropped before the lease: a use ends while it is held.
+    uses: Option<Uses>,
     _lease: Option<FileLock>,
 }
 
 impl BaseImage {
     /// A base of the cache: `path` is absolute, `lease` a shared lock on the base file itself.
-    pub(crate) fn leased(path: PathBuf, virtual_size: u64, key: String, lease: FileLock) -> Self {
-        Self { path, format: BaseFormat::Raw, virtual_size, key: Some(key), _lease: Some(lease) }
+    pub(crate) fn leased(
+        path: PathBuf,
+        virtual_size: u64,
+        key: String,
+        lease: FileLock,
+        uses: Option<Uses>,
+    ) -> Self {
+        let (format, key, _lease) = (BaseFormat::Raw, Some(key), Some(lease));
+        Self { path, format, virtual_size, key, uses, _lease }
+    }
+
+    /// Has the cache note that an image at `overlay` is about to stand on this base. Nothing to do
+    /// for a base of no cache, or of one that is read-only here.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn note_overlay(&self, overlay: &Path) -> Result<()> {
+        self.uses.as_ref().map_or(Ok(()), |uses| uses.add(overlay))
     }
 
     /// Refuses to put a new image at `image` where the base itself lies.
@@ -71,7 +91,10 @@ impl BaseImage {
     }
 
     /// A base the caller names, in the format the caller states. A qcow2 base's own header is
-    /// checked; what it stands on in turn is not opened.
+    /// checked; what it stands on in turn is not opened. A base of an [`ImageCache`] is leased, as if
+    /// the cache had been asked for it.
+    ///
+    /// [`ImageCache`]: crate::ImageCache
     ///
     /// # Errors
     ///
@@ -90,7 +113,12 @@ impl BaseImage {
             }
         };
         let path = fs::canonicalize(path).map_err(|error| Error::io("resolve", path, error))?;
-        Ok(Self { path, format, virtual_size, key: None, _lease: None })
+        if format == BaseFormat::Raw
+            && let Some(base) = cache::lease_of(&path)?
+        {
+            return Ok(base);
+        }
+        Ok(Self { path, format, virtual_size, key: None, uses: None, _lease: None })
     }
 
     /// Where the base lies: absolute, without symbolic links.

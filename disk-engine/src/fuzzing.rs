@@ -121,3 +121,10 @@ pub fn memo(bytes: &[u8], facts: &[u8]) -> Option<[u8; 32]> {
 pub fn holder(text: &str) -> Option<Holder> {
     cache::holder::parse(text)
 }
+
+/// The notes in a base's record of overlays, put together anew; and whether part of it was no note.
+#[must_use]
+pub fn uses(bytes: &[u8]) -> (Vec<u8>, bool) {
+    let log = cache::uses::parse(bytes);
+    (log.notes.iter().flat_map(cache::uses::Note::encode).collect(), log.damaged)
+}

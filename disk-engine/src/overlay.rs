@@ -137,6 +137,7 @@ impl OverlayBuilder<'_> {
 
     fn verify(&self) -> Result<Overlay> {
         let virtual_size = reuse::verify(&self.path, self.base, self.virtual_size()?)?;
+        self.base.note_overlay(&self.path)?;
         Ok(Overlay { path: self.path.clone(), virtual_size, reused: true })
     }
 
@@ -156,6 +157,8 @@ impl OverlayBuilder<'_> {
             std::os::unix::fs::fchown(pending.file(), user, group)
                 .map_err(|error| Error::io("change the owner of", &self.path, error))?;
         }
+        // Before it is there: an overlay that nobody noted could lose its base.
+        self.base.note_overlay(&self.path)?;
         pending.publish(self.durability)?;
         let virtual_size = image.header().virtual_size();
         Ok(Overlay { path: self.path.clone(), virtual_size, reused: false })

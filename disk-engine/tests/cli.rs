@@ -1,7 +1,7 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
-//! Topics: the main job · strategies, space, usage · extract · pack · base · overlay and rebase · create ·
-//! info · attach · errors.
+//! Topics: the main job · strategies, space, usage · extract · pack · base · cache · overlay and rebase ·
+//! create · info · attach · errors.
 
 #![expect(
     clippy::unwrap_used,
@@ -607,5 +607,79 @@ fn pack_wants_the_format_of_what_looks_like_qcow2_stated() {
     for (format, size) in [("raw", length), ("qcow2", 1 << 20)] {
         let report = shell.report(&["pack", "-f", format, "image.qcow2", format]);
         assert_eq!(report["virtual-size"], size, "{format}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// cache
+// ---------------------------------------------------------------------------------------------
+
+/// A cache with one base, and its key.
+fn cache_with_a_base(shell: &Shell) -> String {
+    fs::write(shell.path("disk.img"), vec![7; 64 << 10]).unwrap();
+    let base = shell.report(&["base", "disk.img", "--cache", "cache", "--key", "name:it"]);
+    base["key"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn cache_ls_tells_bases_who_needs_them_and_what_they_take() {
+    let shell = Shell::new();
+    let key = cache_with_a_base(&shell);
+    let base = shell.path("cache/v1/bases").join(format!("{key}.img"));
+    let arguments = ["overlay", base.to_str().unwrap(), "vm\n.qcow2"];
+    assert!(shell.run(&arguments).status.success());
+    let report = shell.report(&["cache", "ls", "--cache", "cache"]);
+    let listed = &report["bases"][0];
+    assert_eq!(listed["key"], key.as_str());
+    assert_eq!(listed["state"], "good");
+    assert_eq!((&listed["virtual-size"], &listed["name"]), (&(64 << 10).into(), &"it".into()));
+    assert_eq!((&listed["leased"], &listed["durable"]), (&false.into(), &false.into()));
+    assert_eq!(listed["overlays"][0]["state"], "stands");
+    assert_eq!(report["actual-size"], listed["actual-size"]);
+    let text = shell.run(&["cache", "ls", "--cache", "cache"]).stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains(&key) && text.contains("1 overlay\n") && text.contains("\\n"), "{text}");
+}
+
+#[test]
+fn cache_prune_takes_what_nobody_needs_and_says_what_it_kept() {
+    let shell = Shell::new();
+    let key = cache_with_a_base(&shell);
+    let base = shell.path("cache/v1/bases").join(format!("{key}.img"));
+    assert!(shell.run(&["overlay", base.to_str().unwrap(), "vm.qcow2"]).status.success());
+    let prune = ["cache", "prune", "--cache", "cache", "--max-age", "0s"];
+    let report = shell.report(&prune);
+    assert_eq!(report["kept"][0]["because"], "overlays");
+    let overlay = shell.path("vm.qcow2");
+    assert_eq!(report["kept"][0]["overlays"][0]["filename"], overlay.to_str().unwrap());
+    assert!(base.exists());
+    fs::remove_file(&overlay).unwrap();
+    let dry = shell.report(&[&prune[..], &["--dry-run"]].concat());
+    assert_eq!((&dry["dry-run"], &dry["removed"][0]["key"]), (&true.into(), &key.as_str().into()));
+    assert!(base.exists());
+    let report = shell.report(&prune);
+    assert_eq!(report["removed"][0]["virtual-size"], 64 << 10);
+    assert_eq!(report["removed-actual-size"], 64 << 10);
+    assert!(!base.exists());
+    let none = shell.report(&["cache", "prune", "--cache", "cache", "--keep-free", "1k"]);
+    assert_eq!((none["removed"].as_array().unwrap().len(), &none["goals-met"]), (0, &true.into()));
+}
+
+#[test]
+fn cache_commands_make_no_cache_and_refuse_one_that_is_not_ours_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let shell = Shell::new();
+    for command in ["ls", "prune"] {
+        let error = shell.error(&["cache", command, "--cache", "nowhere"], 1);
+        assert_eq!(error["code"], "not-found");
+        assert_eq!(shell.names(), Vec::<String>::new());
+    }
+    cache_with_a_base(&shell);
+    fs::set_permissions(shell.path("cache"), fs::Permissions::from_mode(0o777)).unwrap();
+    let error = shell.error(&["cache", "prune", "--cache", "cache"], 1);
+    assert_eq!(error["code"], "refused");
+    for wrong in [["--max-age", "7"], ["--max-size", "x"], ["--keep-free", "-1"]] {
+        let arguments = [&["cache", "prune", "--cache", "cache"], &wrong[..]].concat();
+        assert_eq!(shell.run(&arguments).status.code(), Some(2), "{wrong:?}");
     }
 }

@@ -110,6 +110,16 @@ fn main() {
     write("manifest", "key-content", &[&[5], b"content"]);
     write("manifest", "key-sha256", &[&[5], b"sha256:", "00fF".repeat(16).as_bytes()]);
     write("manifest", "key-name", &[&[5], b"name:debian-12"]);
+    let notes = [note(b"/vms/0/primary.qcow2"), note(b"/vms/1/primary.qcow2")].concat();
+    assert!(!disk_engine::fuzzing::uses(&notes).1, "the seed is a record of overlays");
+    write("manifest", "uses", &[&[6], &notes]);
+}
+
+/// A note about an overlay, as it stands in a record of overlays.
+fn note(path: &[u8]) -> Vec<u8> {
+    let body = [&1_700_000_000_u64.to_be_bytes()[..], &[3; 32], path].concat();
+    let length = u32::try_from(12 + body.len()).expect("it is short").to_be_bytes();
+    [b"USE1", &length[..], &crc32fast::hash(&body).to_be_bytes(), &body].concat()
 }
 
 /// Files around a disk, a long name and a link among them.

@@ -1,9 +1,10 @@
-//! Any bytes as what lies in a cache: a base's manifest, a remembered digest, a lock file's text, and
-//! what a caller writes for a key.
+//! Any bytes as what lies in a cache: a base's manifest, a remembered digest, a lock file's text, a
+//! base's record of overlays, and what a caller writes for a key.
 //!
 //! ```text
 //! byte 0    0 a manifest as it is · 1 a manifest's body, its frame put around it
 //!           2 a remembered digest as it is · 3 its body, framed · 4 a lock's text · 5 a key
+//!           6 a record of overlays
 //! ```
 //!
 //! Invariants:
@@ -14,7 +15,8 @@
 //! 3. A damaged byte anywhere makes a manifest corrupt.
 //! 4. A digest is remembered only for exactly the facts in the record.
 //! 5. A holder read from a text is read from its own four lines again.
-//! 6. A digest that parses is printed as it was given, but for upper case.
+//! 6. A record of overlays, put together anew from its notes, has no damage and the same notes.
+//! 7. A digest that parses is printed as it was given, but for upper case.
 
 #![no_main]
 
@@ -30,13 +32,14 @@ fuzz_target!(|input: &[u8]| {
     let mut input = Bytes(input);
     let mode = input.byte();
     let bytes = input.rest();
-    match mode % 6 {
+    match mode % 7 {
         0 => manifest(bytes),
         1 => manifest(&fuzzing::sealed(Record::Manifest, bytes)),
         2 => memo(bytes),
         3 => memo(&fuzzing::sealed(Record::Memo, bytes)),
         4 => holder(&String::from_utf8_lossy(bytes)),
-        _ => key(&String::from_utf8_lossy(bytes)),
+        5 => key(&String::from_utf8_lossy(bytes)),
+        _ => uses(bytes),
     }
 });
 
@@ -82,6 +85,13 @@ fn holder(text: &str) {
         );
         assert_eq!(fuzzing::holder(&text), Some(holder));
     }
+}
+
+fn uses(bytes: &[u8]) {
+    let (encoded, damaged) = fuzzing::uses(bytes);
+    assert_eq!(fuzzing::uses(&encoded), (encoded.clone(), false));
+    assert!(encoded.len() <= bytes.len());
+    assert!(damaged || bytes.is_empty() || !encoded.is_empty());
 }
 
 fn key(text: &str) {

@@ -14,6 +14,7 @@
 //! The digest of a source is the same identity whether it was computed or stated, so a base asked
 //! for by content and one asked for by its stated digest are one base. Integers are big-endian.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::str::FromStr;
 
@@ -104,6 +105,18 @@ impl CacheKey {
 
     pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// The key of a base's file, by the file's name: `KEY.img`, with `extension` for `img`.
+    pub(crate) fn of_file(name: &OsStr, extension: &str) -> Option<Self> {
+        let stem = name.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
+        Self::of_name(stem)
+    }
+
+    /// The key that is written as `name`, in lower-case hexadecimal.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let key = Self(name.parse::<Sha256Digest>().ok()?.0);
+        (key.to_string() == name).then_some(key)
     }
 
     pub(crate) const fn as_bytes(&self) -> &[u8; 32] {

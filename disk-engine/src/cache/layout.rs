@@ -31,6 +31,7 @@ pub(crate) struct Layout {
     bases: PathBuf,
     locks: PathBuf,
     sources: PathBuf,
+    uses: PathBuf,
     tmp: PathBuf,
 }
 
@@ -49,12 +50,39 @@ impl Layout {
             bases: version.join("bases"),
             locks: version.join("locks"),
             sources: version.join("sources"),
+            uses: version.join("uses"),
             tmp: version.join("tmp"),
             root,
         };
-        let parts = [&version, &layout.bases, &layout.locks, &layout.sources, &layout.tmp];
+        let Self { bases, locks, sources, uses, tmp, .. } = &layout;
+        let parts = [&version, bases, locks, sources, uses, tmp];
         parts.into_iter().try_for_each(|folder| make(folder))?;
         Ok(layout)
+    }
+
+    /// Opens the cache in `root` if there is one, making none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is none; otherwise as [`Layout::open`].
+    pub(crate) fn existing(root: &Path) -> Result<Self> {
+        let bases = root.join(VERSION).join("bases");
+        match fs::symlink_metadata(&bases) {
+            Ok(_) => Self::open(root),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::new(ErrorKind::NotFound, "there is no cache").with_path(root))
+            }
+            Err(error) => Err(Error::io("look at the cache", &bases, error)),
+        }
+    }
+
+    /// The cache a base's path lies in, as far as the path tells, and the base's key.
+    pub(crate) fn of_base(path: &Path) -> Option<(&Path, CacheKey)> {
+        let key = CacheKey::of_file(path.file_name()?, "img")?;
+        let bases = path.parent()?;
+        let version = bases.parent()?;
+        let fits = bases.ends_with("bases") && version.ends_with(VERSION);
+        Some((version.parent()?, key)).filter(|_| fits)
     }
 
     /// The cache's folder: absolute, without symbolic links.
@@ -72,6 +100,24 @@ impl Layout {
 
     pub(crate) fn manifest(&self, key: &CacheKey) -> PathBuf {
         self.bases.join(format!("{key}.manifest"))
+    }
+
+    /// Where each base's overlays are noted.
+    pub(crate) fn uses_folder(&self) -> &Path {
+        &self.uses
+    }
+
+    /// Who needs the base of `key`.
+    pub(crate) fn uses(&self, key: &CacheKey) -> PathBuf {
+        self.uses.join(key.to_string())
+    }
+
+    pub(crate) fn locks(&self) -> &Path {
+        &self.locks
+    }
+
+    pub(crate) fn tmp(&self) -> &Path {
+        &self.tmp
     }
 
     /// Held by whoever makes the base of `key`.
@@ -221,7 +267,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("cache");
         Layout::open(&root).unwrap();
-        for part in ["", "v1", "v1/bases", "v1/locks", "v1/sources", "v1/tmp"] {
+        for part in ["", "v1", "v1/bases", "v1/locks", "v1/sources", "v1/uses", "v1/tmp"] {
             fs::set_permissions(root.join(part), Permissions::from_mode(0o000)).unwrap();
             Layout::open(&root).unwrap();
             assert_eq!(mode(&root.join(part)), 0o700, "{part}");
@@ -253,7 +299,7 @@ mod tests {
 
     #[test]
     fn planted_things_are_refused_by_name() {
-        for part in ["v1", "v1/bases", "v1/locks", "v1/sources", "v1/tmp"] {
+        for part in ["v1", "v1/bases", "v1/locks", "v1/sources", "v1/uses", "v1/tmp"] {
             for plant in [
                 (|path| symlink("/tmp", path).unwrap()) as fn(&Path),
                 |path| symlink("/nowhere", path).unwrap(),

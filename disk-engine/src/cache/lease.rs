@@ -23,6 +23,7 @@ use crate::cache::key::CacheKey;
 use crate::cache::layout::Layout;
 use crate::cache::manifest::{self, Manifest};
 use crate::cache::record;
+use crate::cache::uses::Uses;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::host::{self, BootId};
 use crate::sys::lock::{FileLock, LockMode};
@@ -50,6 +51,8 @@ pub(crate) struct Lease {
     lock: FileLock,
     path: PathBuf,
     pub(crate) manifest: Manifest,
+    /// Where overlays are noted; `None` in a read-only cache.
+    uses: Option<Uses>,
     /// Bytes of storage the base takes.
     pub(crate) allocated: u64,
 }
@@ -57,8 +60,8 @@ pub(crate) struct Lease {
 impl Lease {
     /// The base as callers know it.
     pub(crate) fn into_image(self) -> BaseImage {
-        let Self { lock, path, manifest, .. } = self;
-        BaseImage::leased(path, manifest.virtual_size, manifest.key.to_string(), lock)
+        let Self { lock, path, manifest, uses, .. } = self;
+        BaseImage::leased(path, manifest.virtual_size, manifest.key.to_string(), lock, uses)
     }
 }
 
@@ -68,12 +71,31 @@ pub(crate) fn this_boot() -> Option<BootId> {
     *BOOT.get_or_init(host::boot)
 }
 
-/// Looks for the base of `key` and leases it.
+/// Looks for the base of `key` and leases it, to be used: see [`Uses::open`].
+///
+/// # Errors
+///
+/// As [`inspect`]; something else stands where the base's record of overlays belongs.
+pub(crate) fn look_up(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
+    let mut found = inspect(layout, key)?;
+    if let Lookup::Found(lease) = &mut found {
+        lease.uses = Uses::open(layout, key)?;
+    }
+    Ok(found)
+}
+
+/// The manifest of `key`, whatever the base is like; `None` if there is none that can be read.
+pub(crate) fn manifest(layout: &Layout, key: &CacheKey) -> Option<Manifest> {
+    let bytes = record::read_file(manifest::KIND, &layout.manifest(key)).ok()??;
+    Manifest::parse(&bytes).ok()
+}
+
+/// Looks for the base of `key` and leases it, to be looked at: it does not count as asked for.
 ///
 /// # Errors
 ///
 /// Only what says nothing about the base: no descriptors, no memory, no locks, failing storage.
-pub(crate) fn look_up(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
+pub(crate) fn inspect(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
     let path = layout.base(key);
     for _ in 0..TRIES {
         let file = match open::existing(&path) {
@@ -104,6 +126,7 @@ pub(crate) fn look_up(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
         }
         return Ok(match read_manifest(layout, key, &metadata) {
             Ok(manifest) => Lookup::Found(Box::new(Lease {
+                uses: None,
                 lock,
                 path,
                 manifest,

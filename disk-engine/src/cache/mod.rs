@@ -22,6 +22,8 @@
 //!     │   ├── KEY.lock     held by who makes that base; says who; never removed
 //!     │   └── length-N.lock  held by who extracts a source of N bytes
 //!     ├── sources/         remembered digests, one small file per source file
+//!     ├── uses/
+//!     │   └── KEY          overlays that were made over the base; when it was asked for last
 //!     └── tmp/             what is being made, under random names, locked while it is
 //! ```
 //!
@@ -48,6 +50,18 @@
 //! removes a base takes the key lock, then tries for the exclusive lock on the base file: it
 //! gets it only if no lease is held. A request may wait for the first two, with a timeout, a cancel
 //! token, and an event that says for whom; it never waits for a lease.
+//!
+//! # Who needs a base
+//!
+//! A base stays while a lease is held, while a QEMU has it open (QEMU locks byte ranges of what it
+//! opens), and while an overlay stands on it. Overlays made through a [`BaseImage`] of the cache, by
+//! whichever call, are noted before they get their name, so that they keep their base when no process
+//! runs. A note is checked against the overlay's own header, and forgotten once nothing that names the
+//! base is there. An overlay that moved keeps its base no more until it is reused or rebased at its new
+//! place; one made by other programs was never noted. [`ImageCache::prune`] goes by this and by nothing
+//! else: neither age nor size takes away what is needed.
+//!
+//! # Forked children
 //!
 //! A forked child holds nothing: it neither keeps its parent's locks when the parent releases them
 //! nor releases them by dropping its copies. One thing the kernel does not give: if the parent is
@@ -79,27 +93,33 @@ pub(crate) mod holder;
 mod key;
 mod layout;
 mod lease;
+mod list;
 mod lock;
 pub(crate) mod manifest;
 pub(crate) mod memo;
 mod populate;
+mod prune;
 mod publish;
 pub(crate) mod record;
+pub(crate) mod uses;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use key::{CacheKey, KeyPolicy};
+pub use list::{BaseState, CacheListing, ListedBase};
+pub use prune::{Debris, KeptBase, KeptBecause, PruneOptions, PruneReport, RemovedBase};
+pub use uses::{OverlayState, OverlayUse};
 
 use crate::base::BaseImage;
 use crate::control::Control;
 use crate::digest::Sha256Digest;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::Source;
 use crate::sys::pending::Durability;
 use crate::transfer::TransferReport;
 use layout::Layout;
-use lease::Lease;
+use lease::{Lease, Lookup};
 
 /// A folder of shared bases. Opening one is cheap; threads may share it or open their own.
 #[derive(Debug)]
@@ -157,6 +177,16 @@ impl ImageCache {
         Ok(Self { layout: Layout::open(folder.as_ref())? })
     }
 
+    /// Opens the cache in `folder` if there is one, and makes none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none; otherwise as
+    /// [`ImageCache::open`].
+    pub fn existing(folder: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { layout: Layout::existing(folder.as_ref())? })
+    }
+
     /// The cache's folder: absolute, without symbolic links.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -194,6 +224,26 @@ impl ImageCache {
         options: &BaseOptions,
     ) -> Result<CachedBase> {
         populate::base(&self.layout, source.into(), options)
+    }
+}
+
+/// Leases the base at `path`, which is absolute and without links, if it is one of a cache of ours.
+///
+/// # Errors
+///
+/// [`ErrorKind::Busy`](crate::ErrorKind::Busy) if it is being removed or replaced at this moment;
+/// otherwise what the system says.
+pub(crate) fn lease_of(path: &Path) -> Result<Option<BaseImage>> {
+    let Some((root, key)) = Layout::of_base(path) else { return Ok(None) };
+    // What only looks like a cache, or is not ours, is a folder with files in it.
+    let Ok(layout) = Layout::existing(root) else { return Ok(None) };
+    match lease::look_up(&layout, &key)? {
+        Lookup::Found(lease) => Ok(Some(lease.into_image())),
+        Lookup::Absent | Lookup::Damaged(_) => Ok(None),
+        Lookup::Contended => {
+            let message = "the base is being removed or replaced";
+            Err(Error::new(ErrorKind::Busy, message).with_path(path))
+        }
     }
 }
 

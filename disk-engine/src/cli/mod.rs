@@ -5,6 +5,7 @@
 //! output    reports as text or JSON, errors as one sentence with their causes
 //! progress  long work, drawn for a person
 //! size      "50G", "1.5T", "4096"
+//! duration  "7d", "12h"
 //! one file per command: fill options, call one operation, render one report
 //! ```
 //!
@@ -16,8 +17,12 @@
 
 mod attach;
 mod base;
+mod cache;
+mod cache_list;
+mod cache_prune;
 mod config_disk;
 mod create;
+mod duration;
 mod extract;
 mod info;
 mod options;
@@ -61,6 +66,7 @@ enum Command {
     Extract(extract::Arguments),
     Pack(pack::Arguments),
     Base(base::Arguments),
+    Cache(cache::Arguments),
     Overlay(overlay::Arguments),
     Rebase(rebase::Arguments),
     Create(create::Arguments),
@@ -92,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Extract(arguments) => extract::run(arguments, &output),
         Command::Pack(arguments) => pack::run(arguments, &output),
         Command::Base(arguments) => base::run(arguments, &output),
+        Command::Cache(arguments) => cache::run(arguments, &output),
         Command::Overlay(arguments) => overlay::run(arguments, &output),
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),

@@ -80,6 +80,7 @@ pub fn rebase(path: &Path, base: &BaseImage, options: &RebaseOptions) -> Result<
     header
         .set_unknown_extension(BaseIdentity::EXTENSION_TYPE, BaseIdentity::of(base).encode())
         .map_err(|error| from_format(error, path))?;
+    base.note_overlay(path)?;
     header.replace(&previous, &file).map_err(|error| from_format(error, path))?;
     if options.durability != Durability::None {
         file.sync_all().map_err(|error| Error::io("sync the overlay", path, error))?;

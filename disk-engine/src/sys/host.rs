@@ -1,6 +1,8 @@
 //! Who and where we are: user, host, boot.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 /// The user on whose behalf files are opened.
 #[must_use]
@@ -15,6 +17,13 @@ pub fn name() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "?".to_owned())
+}
+
+/// The number of the mount namespace this process looks at files in; `None` where `/proc` does not say.
+#[must_use]
+pub fn mount_namespace() -> Option<u64> {
+    static NAMESPACE: OnceLock<Option<u64>> = OnceLock::new();
+    *NAMESPACE.get_or_init(|| fs::metadata("/proc/self/ns/mnt").ok().map(|link| link.ino()))
 }
 
 /// One boot of one machine, told apart from every other by 128 random bits of the kernel.

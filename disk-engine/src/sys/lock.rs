@@ -127,6 +127,24 @@ pub fn needs_writer(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EBADF as i32)
 }
 
+/// Does `work` under an exclusive lock on `file`, waiting for whoever holds it: for work that takes a
+/// moment.
+///
+/// # Errors
+///
+/// The file system cannot lock; what `work` says.
+pub fn hold<T>(file: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    while let Err(error) = file.lock() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let outcome = work();
+    // An unlock that fails leaves the close, which releases it as well.
+    let _ = file.unlock();
+    outcome
+}
+
 fn try_lock(file: &File, mode: LockMode) -> io::Result<bool> {
     let outcome = match mode {
         LockMode::Shared => file.try_lock_shared(),

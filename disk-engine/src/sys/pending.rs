@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{image_lock, open};
 pub use temporary::sweep;
 use temporary::temporary_name;
-pub(crate) use temporary::{Temporary, remove_if_abandoned};
+pub(crate) use temporary::{Temporary, abandoned, remove_if_abandoned};
 
 /// What to do when something already stands under the destination's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

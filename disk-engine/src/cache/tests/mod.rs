@@ -1,6 +1,7 @@
 //! What the cache promises, one promise a test. Races between processes are in a suite of their own.
 
 mod damage;
+mod prune;
 mod waiting;
 
 use std::fs;

@@ -142,14 +142,18 @@ pub fn sweep(destination: &Path) -> Result<usize> {
 
 /// Removes one temporary if it is a regular file nobody holds the lock of.
 pub(crate) fn remove_if_abandoned(path: &Path) -> bool {
-    let Ok(file) = open::temporary(path) else { return false };
+    // Its lock is held until it is gone.
+    abandoned(path).is_some_and(|_lock| fs::remove_file(path).is_ok())
+}
+
+/// The lock of a temporary, if it is a regular file nobody holds the lock of.
+pub(crate) fn abandoned(path: &Path) -> Option<FileLock> {
+    let file = open::temporary(path).ok()?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return false;
+        return None;
     }
-    match FileLock::try_acquire(file, LockMode::Exclusive) {
-        Ok(Ok(lock)) => lock.still_names(path).unwrap_or(false) && fs::remove_file(path).is_ok(),
-        Ok(Err(_)) | Err(_) => false,
-    }
+    let lock = FileLock::try_acquire(file, LockMode::Exclusive).ok()?.ok()?;
+    lock.still_names(path).unwrap_or(false).then_some(lock)
 }
 
 /// Longest part of a destination's name that goes into a temporary's: 255 bytes are all a name

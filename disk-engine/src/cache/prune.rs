@@ -1,0 +1,387 @@
+//! Making room: bases nobody needs, and what killed processes left.
+//!
+//! ```text
+//! what                              goes                                    is judged by
+//! temporary in tmp/                 if its lock is free                     the lock, never its age
+//! manifest, notes without a base    if the key's lock is free and no overlay stands
+//! lock file without a base          if its lock is free
+//! base that would not be served     if nobody needs it
+//! base                              if nobody needs it, and it is too old, or room is wanted:
+//!                                   the one not asked for the longest first
+//! ```
+//!
+//! A base is needed while a process holds a lease on it, a QEMU has it open, or an overlay stands on it
+//! ([`uses`](super::uses)). A base goes in this order, so that a kill at any point leaves what the next
+//! prune takes:
+//!
+//! 1. the key's lock, without waiting: who makes the base is in nobody's way;
+//! 2. the exclusive lock on the base: from here on nobody leases it, or notes an overlay;
+//! 3. no QEMU, no overlay;
+//! 4. the base loses its name, then its manifest and its notes.
+//!
+//! Whoever asks for the base meanwhile finds it, or waits for the key's lock and makes it anew. A dry
+//! run takes the same steps up to the third.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::layout::Layout;
+use super::list::{self, BaseState, ListedBase};
+use super::lock::{Acquired, CacheLock, Waiter};
+use super::uses::{self, OverlayUse, Standing};
+use super::{CacheKey, ImageCache};
+use crate::control::Control;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::{image_lock, open, pending, space};
+
+/// What is to go. The default: only what serves nobody.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Remove bases that were not asked for in this time.
+    pub max_age: Option<Duration>,
+    /// Remove bases until all that are left take no more storage than this, in bytes.
+    pub max_size: Option<u64>,
+    /// Remove bases until the file system has this many bytes left.
+    pub keep_free: Option<u64>,
+    /// Let no overlay keep a base of which nobody can tell whether it is still there.
+    pub forget_unknown: bool,
+    /// Change nothing, and say what would be done.
+    pub dry_run: bool,
+    /// Stops the work.
+    pub control: Control,
+}
+
+/// What went, or would go in a dry run, and what stayed.
+#[derive(Clone, Debug, Default)]
+pub struct PruneReport {
+    /// The bases that went.
+    pub removed: Vec<RemovedBase>,
+    /// The bases that stayed although something spoke against them, and all others: see
+    /// [`KeptBase::because`].
+    pub kept: Vec<KeptBase>,
+    /// What no base needs any more.
+    pub debris: Debris,
+    /// Bytes of storage all bases took before.
+    pub allocated_before: u64,
+    /// Bytes left on the file system afterwards; estimated in a dry run.
+    pub available: u64,
+    /// Whether the goals of size and free space are met.
+    pub goals_met: bool,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+}
+
+/// A base that went.
+#[derive(Clone, Debug)]
+pub struct RemovedBase {
+    /// Its key.
+    pub key: String,
+    /// Where it lay.
+    pub path: PathBuf,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes of storage it took; shared storage counts.
+    pub allocated: u64,
+    /// What it was extracted from.
+    pub source: Option<String>,
+    /// When it was asked for last, in seconds since the Unix epoch.
+    pub last_used: i64,
+}
+
+/// A base that stayed.
+#[derive(Clone, Debug)]
+pub struct KeptBase {
+    /// Its key.
+    pub key: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Bytes of storage it takes.
+    pub allocated: u64,
+    /// Why it stays.
+    pub because: KeptBecause,
+}
+
+/// Why a base stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeptBecause {
+    /// Nothing spoke against it.
+    Wanted,
+    /// Somebody makes, replaces or removes it at this moment.
+    Changing,
+    /// A process holds a lease.
+    Leased,
+    /// A QEMU has it open.
+    OpenInQemu,
+    /// These overlays stand on it, or may.
+    Overlays(Vec<OverlayUse>),
+    /// Part of its record of overlays cannot be read.
+    RecordDamaged,
+}
+
+/// Files that serve nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debris {
+    /// Left in `tmp/` by killed processes.
+    pub temporaries: usize,
+    /// Manifests and records of overlays without a base, lock files without a use.
+    pub orphans: usize,
+    /// Bytes of storage they took.
+    pub bytes: u64,
+}
+
+impl ImageCache {
+    /// Removes what `options` name and nobody needs. Others may use the cache meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the cache's folders, or of a file that cannot be removed; what went
+    /// before that is gone. [`ErrorKind::Cancelled`].
+    pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
+        Prune { layout: &self.layout, options, report: PruneReport::default() }.run()
+    }
+}
+
+struct Prune<'a> {
+    layout: &'a Layout,
+    options: &'a PruneOptions,
+    report: PruneReport,
+}
+
+/// A base nobody needs, and the locks that keep it so.
+struct Free {
+    _key: CacheLock,
+    _base: Option<FileLock>,
+}
+
+impl Prune<'_> {
+    fn run(mut self) -> Result<PruneReport> {
+        self.report.dry_run = self.options.dry_run;
+        self.sweep_temporaries()?;
+        let mut bases = Vec::new();
+        for key in list::keys(self.layout)? {
+            self.options.control.check()?;
+            if let Some(base) = list::look(self.layout, key)? {
+                bases.push((key, base));
+            }
+        }
+        bases.sort_by_key(|(key, base)| (base.last_used, *key.as_bytes()));
+        let mut left: u64 = bases.iter().map(|(_, base)| base.allocated).sum();
+        self.report.allocated_before = left;
+        let mut available = list::available(self.layout)?;
+        let now = list::seconds(SystemTime::now());
+        for (key, base) in bases {
+            self.options.control.check()?;
+            let because = if self.is_unwanted(&base, now, left, available) {
+                match self.remove(&key, &base)? {
+                    None => {
+                        left = left.saturating_sub(base.allocated);
+                        available = if self.options.dry_run {
+                            available.saturating_add(base.allocated)
+                        } else {
+                            list::available(self.layout)?
+                        };
+                        continue;
+                    }
+                    Some(because) => because,
+                }
+            } else {
+                KeptBecause::Wanted
+            };
+            let ListedBase { key, path, allocated, .. } = base;
+            self.report.kept.push(KeptBase { key, path, allocated, because });
+        }
+        self.sweep_orphans()?;
+        self.report.available = available;
+        self.report.goals_met = self.options.max_size.is_none_or(|most| left <= most)
+            && self.options.keep_free.is_none_or(|least| available >= least);
+        Ok(self.report)
+    }
+
+    /// Whether anything speaks against a base, with `left` bytes taken by all of them.
+    fn is_unwanted(&self, base: &ListedBase, now: i64, left: u64, available: u64) -> bool {
+        // A clock that was set back makes no base old.
+        let age = u64::try_from(now.saturating_sub(base.last_used)).unwrap_or(0);
+        matches!(base.state, BaseState::Damaged(_))
+            || self.options.max_age.is_some_and(|most| age >= most.as_secs())
+            || self.options.max_size.is_some_and(|most| left > most)
+            || self.options.keep_free.is_some_and(|least| available < least)
+    }
+
+    /// Removes one base, or says who needs it.
+    fn remove(&mut self, key: &CacheKey, base: &ListedBase) -> Result<Option<KeptBecause>> {
+        let _free = match self.free(key)? {
+            Ok(free) => free,
+            Err(because) => return Ok(Some(because)),
+        };
+        if !self.options.dry_run {
+            remove(&base.path)?;
+            remove(&self.layout.manifest(key))?;
+            remove(&self.layout.uses(key))?;
+        }
+        self.report.removed.push(RemovedBase {
+            key: base.key.clone(),
+            path: base.path.clone(),
+            virtual_size: base.virtual_size,
+            allocated: base.allocated,
+            source: base.source.clone(),
+            last_used: base.last_used,
+        });
+        Ok(None)
+    }
+
+    /// Locks everybody out of the base of `key`, unless somebody needs it. Forgets overlays that are
+    /// gone.
+    fn free(&self, key: &CacheKey) -> Result<Result<Free, KeptBecause>> {
+        let Some(_key) = self.try_lock(&self.layout.key_lock(key))? else {
+            return Ok(Err(KeptBecause::Changing));
+        };
+        let path = self.layout.base(key);
+        let mut _base = None;
+        match open::existing(&path) {
+            Ok(file) => {
+                let lock = FileLock::try_acquire_patiently(file, LockMode::Exclusive);
+                match lock.map_err(|error| Error::io("lock the base", &path, error))? {
+                    Ok(lock) => {
+                        // Where ranges cannot be locked, QEMU locks none.
+                        if image_lock::is_in_use(lock.file()).unwrap_or(false) {
+                            return Ok(Err(KeptBecause::OpenInQemu));
+                        }
+                        _base = Some(lock);
+                    }
+                    Err(_) => return Ok(Err(KeptBecause::Leased)),
+                }
+            }
+            // Nothing, or nothing anybody could have leased.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || super::record::untrusted(&error) => {}
+            Err(error) => return Err(Error::io("open the base", &path, error)),
+        }
+        let standing = match uses::standing(self.layout, key) {
+            // What is no record of ours names no overlay.
+            Err(error) if error.kind() == ErrorKind::Refused => Standing::default(),
+            outcome => outcome?,
+        };
+        let needing: Vec<_> = standing
+            .needing()
+            .filter(|overlay| {
+                !(self.options.forget_unknown
+                    && matches!(overlay.state, uses::OverlayState::Unknown(_)))
+            })
+            .cloned()
+            .collect();
+        if !needing.is_empty() {
+            // Nobody can add a note now: the moment to forget those that are gone.
+            if _base.is_some()
+                && !self.options.dry_run
+                && !standing.damaged
+                && standing.notes.len() < standing.overlays.len()
+            {
+                let notes: Vec<_> = standing.notes.iter().collect();
+                // They are forgotten another time, then.
+                let _ = uses::rewrite(self.layout, key, &notes);
+            }
+            return Ok(Err(KeptBecause::Overlays(needing)));
+        }
+        if standing.damaged && !self.options.forget_unknown {
+            return Ok(Err(KeptBecause::RecordDamaged));
+        }
+        Ok(Ok(Free { _key, _base }))
+    }
+
+    fn sweep_temporaries(&mut self) -> Result<()> {
+        for (path, metadata) in list::files(self.layout.tmp())? {
+            let goes = if self.options.dry_run {
+                pending::abandoned(&path).is_some()
+            } else {
+                pending::remove_if_abandoned(&path)
+            };
+            if goes {
+                self.report.debris.temporaries += 1;
+                self.report.debris.bytes += space::allocated(&metadata);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs to bases that are not there.
+    fn sweep_orphans(&mut self) -> Result<()> {
+        let mut keys = Vec::new();
+        for (path, _) in list::files(self.layout.bases())? {
+            keys.extend(path.file_name().and_then(|name| CacheKey::of_file(name, "manifest")));
+        }
+        for (path, _) in list::files(self.layout.uses_folder())? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            keys.extend(name.and_then(CacheKey::of_name));
+        }
+        keys.sort_by_key(|key| *key.as_bytes());
+        keys.dedup();
+        for key in keys {
+            self.options.control.check()?;
+            if self.is_there(&key) {
+                continue;
+            }
+            let Ok(_free) = self.free(&key)? else { continue };
+            // Somebody may have made it between the look and the lock.
+            if self.is_there(&key) {
+                continue;
+            }
+            for path in [self.layout.manifest(&key), self.layout.uses(&key)] {
+                self.sweep(&path)?;
+            }
+        }
+        for (path, _) in list::files(self.layout.locks())? {
+            let name = path.file_name();
+            let key = name.and_then(|name| CacheKey::of_file(name, "lock"));
+            let is_ours = key.is_some()
+                || name.and_then(|name| name.to_str()).is_some_and(|name| {
+                    let length =
+                        name.strip_prefix("length-").and_then(|rest| rest.strip_suffix(".lock"));
+                    length.is_some_and(|length| length.parse::<u64>().is_ok())
+                });
+            if !is_ours || key.is_some_and(|key| self.is_there(&key)) {
+                continue;
+            }
+            // Held while it goes: who waits for it sees that it lost its name, and takes the next one.
+            if let Ok(Some(_lock)) = self.try_lock(&path) {
+                self.sweep(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, path: &Path) -> Result<()> {
+        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+        if !self.options.dry_run {
+            remove(path)?;
+        }
+        self.report.debris.orphans += 1;
+        self.report.debris.bytes += space::allocated(&metadata);
+        Ok(())
+    }
+
+    fn is_there(&self, key: &CacheKey) -> bool {
+        // In doubt it is.
+        !matches!(fs::symlink_metadata(self.layout.base(key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The lock, if nobody holds it.
+    fn try_lock(&self, path: &Path) -> Result<Option<CacheLock>> {
+        let mut waiter = Waiter::new(&self.options.control, Some(Duration::ZERO));
+        match waiter.acquire::<()>(path, LockMode::Exclusive, "pruning", || Ok(None)) {
+            Ok(Acquired::Locked(lock)) => Ok(Some(lock)),
+            Ok(Acquired::Done(())) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Removes a name, whatever stands there.
+fn remove(path: &Path) -> Result<()> {
+    super::publish::clear(path)
+}
