@@ -27,7 +27,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use disk_engine::cache::{BaseOptions, CachedBase, ImageCache, KeyPolicy};
+use disk_engine::cache::{
+    BaseOptions, CachedBase, ImageCache, KeptBase, KeptBecause, KeyPolicy, PruneOptions,
+};
 use disk_engine::ops::pack::{PackOptions, pack};
 use disk_engine::ops::prepare::{PrepareOptions, prepare};
 use disk_engine::source::Source;
@@ -373,11 +375,20 @@ impl Actor {
             if self.random.once_in(4) {
                 self.forget();
             }
-            // Without an age, only what killed processes left goes.
-            let unused_for = (!self.random.once_in(4)).then_some(Duration::ZERO);
+            let options = match self.random.below(8) {
+                // Only what killed processes left.
+                0 => PruneOptions::default(),
+                1 => PruneOptions { dry_run: true, ..everything() },
+                2 => PruneOptions { max_size: Some(4 << 20), ..PruneOptions::default() },
+                // No file system has as much.
+                3 => PruneOptions { keep_free: Some(u64::MAX), ..PruneOptions::default() },
+                _ => everything(),
+            };
             say("PRUNING");
-            let removed = prune(&self.cache, &self.place, unused_for);
-            say(&format!("PRUNED {removed}"));
+            let report = self.cache.prune(&options).unwrap();
+            if !options.dry_run {
+                say(&format!("PRUNED {}", report.removed.len()));
+            }
             thread::sleep(self.random.micros(60_000));
         }
     }
@@ -426,6 +437,11 @@ impl Actor {
     }
 }
 
+/// Every base that nobody needs at this moment.
+fn everything() -> PruneOptions {
+    PruneOptions { max_age: Some(Duration::ZERO), ..PruneOptions::default() }
+}
+
 fn asking(policy: KeyPolicy) -> BaseOptions {
     let control = Control::new().with_observer(|event| match event {
         Event::Extracting { .. } => say("EXTRACTING"),
@@ -456,66 +472,6 @@ fn claim(folder: &Path) -> File {
             return handle;
         }
     }
-}
-
-// ---------------------------------------------------------------------------------------------
-// Pruning, by the locks the cache documents
-// ---------------------------------------------------------------------------------------------
-
-/// Pruning as any program may do it that knows the documented order of locks: key lock, then the base
-/// file's; whether a disk stands on a base is read from the disks themselves.
-///
-/// Removes what killed processes left and, with `unused_for`, every base that nobody has used for
-/// that long and nobody needs. Returns how many bases went.
-fn prune(_cache: &ImageCache, place: &Place, unused_for: Option<Duration>) -> usize {
-    for path in files_below(&place.part("tmp")) {
-        let _held = lock_named(&path).inspect(|_| fs::remove_file(&path).unwrap());
-    }
-    let mut removed = 0;
-    for path in files_below(&place.part("bases")) {
-        let Some((key, is_base)) = key_of(&path, "img")
-            .map(|key| (key, true))
-            .or_else(|| Some((key_of(&path, "manifest")?, false)))
-        else {
-            continue;
-        };
-        let Some(_key) = lock_named(&place.part("locks").join(format!("{key}.lock"))) else {
-            continue;
-        };
-        let (base, manifest) = (path.with_extension("img"), path.with_extension("manifest"));
-        if !is_base {
-            if !base.exists() {
-                let _ = fs::remove_file(&manifest);
-            }
-            continue;
-        }
-        if unused_for.is_none_or(|age| !is_unused_for(&base, age)) {
-            continue;
-        }
-        // Nobody holds it from here on, so nobody makes a disk on it.
-        let Some(_base) = lock_named(&base) else { continue };
-        let stands = |overlay: &PathBuf| backing_of(overlay).is_some_and(|(name, _)| name == key);
-        if place.overlays().iter().any(stands) {
-            continue;
-        }
-        fs::remove_file(&base).unwrap();
-        let _ = fs::remove_file(&manifest);
-        removed += 1;
-    }
-    removed
-}
-
-fn is_unused_for(path: &Path, age: Duration) -> bool {
-    let used = fs::metadata(path).and_then(|metadata| metadata.modified());
-    used.is_ok_and(|time| time.elapsed().unwrap_or_default() >= age)
-}
-
-/// The exclusive lock on the file under this name, if it can be had at once.
-fn lock_named(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
-    file.try_lock().ok()?;
-    let inode = file.metadata().ok()?.ino();
-    fs::metadata(path).is_ok_and(|named| named.ino() == inode).then_some(file)
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -799,7 +755,8 @@ fn whatever_many_processes_do_every_base_is_made_once_and_kept_while_it_is_neede
     assert!(counts.pruned <= watch.removals, "{counts:?}");
 
     // What killed processes left.
-    assert_eq!(prune(&cache, &place, None), 0);
+    let report = cache.prune(&PruneOptions::default()).unwrap();
+    assert!(report.removed.is_empty(), "{report:#?}");
     assert_eq!(files_below(&place.part("tmp")), Vec::<PathBuf>::new());
     for path in files_below(&place.0) {
         assert!(path.extension().is_none_or(|extension| extension != "partial"), "{path:?}");
@@ -807,6 +764,7 @@ fn whatever_many_processes_do_every_base_is_made_once_and_kept_while_it_is_neede
     let bases = keys_in(&place, "img");
     assert_eq!(keys_in(&place, "manifest"), bases, "no manifest without its base");
     assert_eq!(files_below(&place.part("bases")).len(), 2 * bases.len());
+    assert_eq!(files_below(&place.part("uses")).len(), bases.len(), "one record for each base");
 
     let overlays = place.overlays();
     let needed = examine(&place, &keys, &ended, &overlays);
@@ -818,11 +776,19 @@ fn whatever_many_processes_do_every_base_is_made_once_and_kept_while_it_is_neede
     }
 
     // What is needed stays, to the last one, and nothing else.
-    assert_eq!(prune(&cache, &place, Some(Duration::ZERO)), bases.len() - needed.len());
+    for dry_run in [true, false] {
+        let report = cache.prune(&PruneOptions { dry_run, ..everything() }).unwrap();
+        let removed: BTreeSet<_> = report.removed.iter().map(|base| base.key.clone()).collect();
+        assert_eq!(removed, &bases - &needed, "{report:#?}");
+        let kept = |base: &KeptBase| matches!(base.because, KeptBecause::Overlays(_));
+        assert!(report.kept.iter().all(kept), "{report:#?}");
+    }
     assert_eq!(keys_in(&place, "img"), needed);
     fs::remove_dir_all(place.vms()).unwrap();
-    assert_eq!(prune(&cache, &place, Some(Duration::ZERO)), needed.len());
-    assert_eq!(files_below(&place.part("bases")), Vec::<PathBuf>::new());
+    assert_eq!(cache.prune(&everything()).unwrap().removed.len(), needed.len());
+    for part in ["bases", "uses", "tmp"] {
+        assert_eq!(files_below(&place.part(part)), Vec::<PathBuf>::new());
+    }
 
     tell(&format!(
         "{} processes, {} killed; {} extractions, {} cut short, {} publications, {} removals; \
