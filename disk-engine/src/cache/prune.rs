@@ -228,12 +228,16 @@ impl Prune<'_> {
             || self.options.keep_free.is_some_and(|least| available < least)
     }
 
-    /// Removes one base, or says who needs it.
+    /// Removes one base that is still there, or says who needs it.
     fn remove(&mut self, key: &CacheKey, base: &ListedBase) -> Result<Option<KeptBecause>> {
         let _free = match self.free(key)? {
             Ok(free) => free,
             Err(because) => return Ok(Some(because)),
         };
+        // Another prune was faster: it has counted it.
+        if !self.is_there(key) {
+            return Ok(None);
+        }
         if !self.options.dry_run {
             remove(&base.path)?;
             remove(&self.layout.manifest(key))?;
