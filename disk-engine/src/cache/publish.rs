@@ -46,7 +46,7 @@ pub(crate) fn publish(
         let message = format!("{length} bytes were extracted, not {}", manifest.virtual_size);
         return Err(Error::new(ErrorKind::Mismatch, message).with_path(&path));
     }
-    let boot = lease::this_boot();
+    let boot = lease::this_boot()?;
     let synced = durability == Durability::Full || boot.is_none();
     if synced {
         file.sync_all().map_err(failed("sync the base"))?;
