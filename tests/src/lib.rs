@@ -1,6 +1,7 @@
 //! Helpers shared by every suite of the workspace.
 
 pub mod disks;
+pub mod faults;
 pub mod mounts;
 pub mod qemu;
 pub mod tool;

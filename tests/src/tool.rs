@@ -16,10 +16,14 @@ pub fn available(suite: &str, programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Says that something was not tested. Past the test harness, which swallows what passing tests print
-/// through the macros.
+/// Says that something was not tested.
 pub fn left_out(what: &str, why: &str) {
-    let _ = io::stderr().lock().write_all(format!("LEFT OUT: {what}: {why}\n").as_bytes());
+    tell(&format!("LEFT OUT: {what}: {why}"));
+}
+
+/// Prints a line past the test harness, which swallows what passing tests print through the macros.
+pub fn tell(line: &str) {
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 fn starts(program: &str) -> bool {

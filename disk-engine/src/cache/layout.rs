@@ -208,8 +208,9 @@ fn open_root(root: &Path) -> Result<PathBuf> {
 fn make(folder: &Path) -> Result<()> {
     // Look first: in a read-only cache that is complete, nothing needs making.
     match fs::symlink_metadata(folder) {
+        Ok(_) => return trust(folder),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        _ => return trust(folder),
+        Err(error) => return Err(Error::io("look at the cache", folder, error)),
     }
     match DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => fs::set_permissions(folder, Permissions::from_mode(0o700))

@@ -84,10 +84,19 @@ impl Lease {
     }
 }
 
-/// The boot we are in, asked once.
-pub(crate) fn this_boot() -> Option<BootId> {
+/// The boot we are in, asked until it is known. `None` where nobody says.
+///
+/// # Errors
+///
+/// It could not be asked. That is no reason to distrust a base.
+pub(crate) fn this_boot() -> Result<Option<BootId>> {
     static BOOT: OnceLock<Option<BootId>> = OnceLock::new();
-    *BOOT.get_or_init(host::boot)
+    if let Some(boot) = BOOT.get() {
+        return Ok(*boot);
+    }
+    let boot =
+        host::boot().map_err(|error| Error::io("look up the boot in", host::BOOT_PATH, error))?;
+    Ok(*BOOT.get_or_init(|| boot))
 }
 
 /// Looks for the base of `key` and leases it, to be used: see [`Uses::open`].
@@ -188,7 +197,7 @@ fn read_manifest(layout: &Layout, key: &CacheKey, base: &Metadata) -> Result<Man
     if (manifest.modified, 0) != (base.mtime(), base.mtime_nsec()) {
         return Err(wrong("the base was modified after it was made"));
     }
-    if manifest.boot.is_some() && manifest.boot != this_boot() {
+    if manifest.boot.is_some() && manifest.boot != this_boot()? {
         return Err(wrong(STALE));
     }
     Ok(manifest)

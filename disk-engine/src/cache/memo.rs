@@ -28,6 +28,7 @@ use crate::cache::record::{self, Kind};
 use crate::control::{Control, Event};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::source::input;
 use crate::sys::pending::Existing;
 
 pub(crate) const KIND: Kind = Kind { magic: *b"DISKMEMO", version: 1, limit: 4096 };
@@ -135,7 +136,7 @@ pub(crate) fn digest_file(path: &Path, control: &Control) -> Result<Sha256Digest
     let mut file = File::open(path).map_err(failed)?;
     let source_length = file.metadata().ok().map(|metadata| metadata.len());
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = input::zeroed(CHUNK)?;
     let mut source_bytes = 0;
     loop {
         control.check()?;

@@ -32,7 +32,7 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::Source;
 use crate::sys::lock::LockMode;
-use crate::sys::pending::{Durability, Temporary};
+use crate::sys::pending::{self, Durability, Temporary};
 use crate::transfer::{self, TransferOptions, TransferReport};
 
 /// How often a remembered digest may turn out wrong before the source is at fault.
@@ -155,6 +155,8 @@ impl Request<'_> {
         if Facts::of(path)? != Some(*facts) {
             return Err(changed(path));
         }
+        // Whoever was killed while it remembered may be followed by no extraction.
+        self.layout.sweep();
         memo::remember(self.layout, facts, started, digest);
         Ok(digest)
     }
@@ -259,7 +261,9 @@ impl Request<'_> {
             };
             match lease::look_up(self.layout, key)? {
                 Lookup::Found(lease) => {
-                    if !suffices(&lease, self.options.durability) {
+                    if suffices(&lease, self.options.durability) {
+                        confirm(self.layout, key, self.options.durability)?;
+                    } else {
                         publish::harden(self.layout, &lease.manifest)?;
                     }
                     return Ok(Acquired::Done(lease));
@@ -331,9 +335,20 @@ impl Request<'_> {
 /// The base of `key`, if it is there and as durable as it should be.
 fn find(layout: &Layout, key: &CacheKey, durability: Durability) -> Result<Option<Box<Lease>>> {
     Ok(match lease::look_up(layout, key)? {
-        Lookup::Found(lease) if suffices(&lease, durability) => Some(lease),
+        Lookup::Found(lease) if suffices(&lease, durability) => {
+            confirm(layout, key, durability)?;
+            Some(lease)
+        }
         _ => None,
     })
+}
+
+/// Whoever published a durable base may have been killed before its name was durable too.
+fn confirm(layout: &Layout, key: &CacheKey, durability: Durability) -> Result<()> {
+    match durability {
+        Durability::None => Ok(()),
+        _ => pending::sync_folder(&layout.base(key)),
+    }
 }
 
 fn suffices(lease: &Lease, durability: Durability) -> bool {

@@ -6,7 +6,7 @@
 //! 4. the manifest gets its name: beside no base it means nothing;
 //! 5. the base gets its name: from here on it is found;
 //! 6. the manifest is written and named once more, with the change time the base has now;
-//! 7. if it shall survive a power cut: the folder is synced.
+//! 7. if it shall survive a power cut: the folder is synced; if that fails, the base is removed.
 //!
 //! All of it under the exclusive lock of the key, with nothing under the base's name.
 
@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::cache::key::CacheKey;
 use crate::cache::layout::Layout;
 use crate::cache::lease;
 use crate::cache::manifest::{ChangeTime, Manifest};
@@ -49,7 +50,7 @@ pub(crate) fn publish(
         let message = format!("{length} bytes were extracted, not {}", manifest.virtual_size);
         return Err(Error::new(ErrorKind::Mismatch, message).with_path(&path));
     }
-    let boot = lease::this_boot();
+    let boot = lease::this_boot()?;
     let synced = durability == Durability::Full || boot.is_none();
     if synced {
         file.sync_all().map_err(failed("sync the base"))?;
@@ -66,7 +67,7 @@ pub(crate) fn publish(
         let _ = stamp(layout, &manifest, &metadata);
     }
     if durability == Durability::Full {
-        pending::sync_folder(&path)?;
+        pending::sync_folder(&path).inspect_err(|_| distrust(layout, &manifest.key))?;
     }
     Ok(())
 }
@@ -86,14 +87,26 @@ pub(crate) fn stamp(layout: &Layout, manifest: &Manifest, metadata: &fs::Metadat
 ///
 /// # Errors
 ///
-/// What the system says; a failed sync is final, and the base stays what it was.
+/// What the system says. A failed sync is final: the base is removed, to be made anew.
 pub(crate) fn harden(layout: &Layout, manifest: &Manifest) -> Result<()> {
     let path = layout.base(&manifest.key);
-    crate::sys::open::existing(&path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| Error::io("sync the base", &path, error))?;
+    let distrust = |_: &Error| distrust(layout, &manifest.key);
+    // Whoever was killed while doing this may be followed by no extraction.
+    layout.sweep();
+    let file = crate::sys::open::existing(&path)
+        .map_err(|error| Error::io("open the base", &path, error))?;
+    file.sync_all()
+        .map_err(|error| Error::io("sync the base", &path, error))
+        .inspect_err(distrust)?;
     publish_manifest(layout, &Manifest { boot: None, ..manifest.clone() })?;
-    pending::sync_folder(&path)
+    pending::sync_folder(&path).inspect_err(distrust)
+}
+
+/// Takes away a base that could not be synced: the system may have dropped what it could not write,
+/// and the next sync would not say so. Those who have it open keep it.
+fn distrust(layout: &Layout, key: &CacheKey) {
+    let _ = clear(&layout.base(key));
+    let _ = clear(&layout.manifest(key));
 }
 
 /// Removes whatever stands under a name of ours and cannot be trusted.

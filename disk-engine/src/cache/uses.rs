@@ -130,7 +130,7 @@ impl Uses {
             .dev();
         let note = Note {
             time: seconds(SystemTime::now()),
-            boot: lease::this_boot().map_or([0; 16], |boot| boot.0),
+            boot: lease::this_boot()?.map_or([0; 16], |boot| boot.0),
             namespace: host::mount_namespace().unwrap_or(0),
             device,
             path,

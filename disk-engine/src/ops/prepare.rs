@@ -147,7 +147,7 @@ fn make_disks(base: &CachedBase, options: &PrepareOptions) -> Result<Vec<Prepare
             let disk = make_disk(base, path, options)?;
             made.note(&disk.disk);
             if options.fresh {
-                Place::look(&options.folder, node).remove_other(format)?;
+                Place::remove_other(&options.folder, node, format)?;
             }
             Ok(disk)
         })

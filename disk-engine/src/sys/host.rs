@@ -1,6 +1,7 @@
 //! Who and where we are: user, host, boot.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
@@ -30,10 +31,29 @@ pub fn mount_namespace() -> Option<u64> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootId(pub [u8; 16]);
 
+/// Where the kernel tells the boot.
+pub const BOOT_PATH: &str = "/proc/sys/kernel/random/boot_id";
+
 /// The running boot; `None` where `/proc` does not say.
-#[must_use]
-pub fn boot() -> Option<BootId> {
-    parse(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?)
+///
+/// # Errors
+///
+/// It might have said: no descriptors, no memory.
+pub fn boot() -> io::Result<Option<BootId>> {
+    match fs::read_to_string(BOOT_PATH) {
+        Ok(text) => Ok(parse(&text)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a UUID as the kernel prints it.

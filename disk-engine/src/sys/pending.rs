@@ -131,7 +131,8 @@ impl PendingFile {
     /// # Errors
     ///
     /// [`ErrorKind::AlreadyExists`] if someone took the name meanwhile; otherwise what the system
-    /// says. Either way nothing of the new file is left. A failed sync is final.
+    /// says. Either way nothing of the new file is left, but for one that has replaced another by the
+    /// time its folder cannot be synced. A failed sync is final.
     pub fn publish(self, durability: Durability) -> Result<()> {
         let destination = self.destination.as_path();
         let file = self.file();
@@ -139,8 +140,11 @@ impl PendingFile {
             set_mode(file, mode)
                 .map_err(|error| Error::io("set the permissions of", destination, error))?;
         }
+        let mut synced = None;
         if durability == Durability::Full {
             file.sync_all().map_err(|error| Error::io("sync", destination, error))?;
+            synced =
+                Some(file.metadata().map_err(|error| Error::io("look at", destination, error))?);
         }
         match self.form {
             Form::Unnamed(file) => link_unnamed(&file, destination),
@@ -150,8 +154,12 @@ impl PendingFile {
             io::ErrorKind::AlreadyExists => already_exists(destination),
             _ => Error::io("publish the finished file", destination, error),
         })?;
-        if durability == Durability::Full {
-            sync_folder(destination)?;
+        if let Some(metadata) = synced {
+            sync_folder(destination).inspect_err(|_| {
+                if self.existing == Existing::Refuse && open::is_same_file(&metadata, destination) {
+                    let _ = fs::remove_file(destination);
+                }
+            })?;
         }
         Ok(())
     }

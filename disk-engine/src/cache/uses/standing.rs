@@ -120,7 +120,10 @@ fn state(note: &Note, layout: &Layout, key: &CacheKey) -> OverlayState {
 
 /// Whether nothing being there means that nothing is anywhere.
 fn missing(note: &Note) -> OverlayState {
-    let boot = lease::this_boot().map_or([0; 16], |boot| boot.0);
+    let boot = match lease::this_boot() {
+        Ok(boot) => boot.map_or([0; 16], |boot| boot.0),
+        Err(error) => return OverlayState::Unknown(error.to_string()),
+    };
     // Numbers of another boot say nothing today.
     if note.boot != boot {
         return OverlayState::Gone;

@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk_path;
@@ -73,14 +74,22 @@ impl Place {
         Ok(())
     }
 
-    /// Removes the disk of the other format, which was replaced.
-    pub(super) fn remove_other(&self, format: BaseFormat) -> Result<()> {
-        match self.other(format) {
-            None => Ok(()),
-            Some(path) => {
-                fs::remove_file(path).map_err(|error| Error::io("remove the old disk", path, error))
+    /// Removes the disk of the other format, which was replaced. What could not be looked at is no
+    /// less in the way.
+    pub(super) fn remove_other(folder: &Path, node: usize, format: BaseFormat) -> Result<()> {
+        for path in FORMATS
+            .into_iter()
+            .filter(|other| *other != format)
+            .map(|other| disk_path(folder, node, other))
+        {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove the old disk", &path, error));
+                }
+                _ => {}
             }
         }
+        Ok(())
     }
 
     fn other(&self, format: BaseFormat) -> Option<&Path> {
