@@ -135,15 +135,16 @@ pub(super) fn look(layout: &Layout, key: CacheKey) -> Result<Option<ListedBase>>
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("look at the base", &path, error)),
     };
-    let found = lease::inspect(layout, &key);
+    // What fails here says nothing about the base.
+    let found = lease::inspect(layout, &key)?;
     let state = match &found {
-        Ok(Lookup::Found(_)) => BaseState::Good,
-        Ok(Lookup::Absent) => return Ok(None),
-        Ok(Lookup::Contended) => BaseState::Changing,
-        Ok(Lookup::Damaged(error)) | Err(error) => BaseState::Damaged(describe(error)),
+        Lookup::Found(_) => BaseState::Good,
+        Lookup::Absent => return Ok(None),
+        Lookup::Contended => BaseState::Changing,
+        Lookup::Damaged(error) => BaseState::Damaged(describe(error)),
     };
     let manifest = match &found {
-        Ok(Lookup::Found(lease)) => Some(lease.manifest.clone()),
+        Lookup::Found(lease) => Some(lease.manifest.clone()),
         _ => lease::manifest(layout, &key),
     };
     // Our own lease would look like somebody's.

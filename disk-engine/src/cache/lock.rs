@@ -14,9 +14,9 @@
 //! kernel releases them all when their process ends, however it ends. Every acquisition opens the
 //! lock file anew: `flock` belongs to the open file, and so excludes threads too.
 //!
-//! A lock file is created once and never removed, and says who holds it in four lines of text. If a
-//! cleaner removes it all the same, whoever locked the file that lost its name notices and tries the
-//! one that has it now.
+//! A lock file says who holds it in four lines of text. It stays when it is released; `prune` removes
+//! those without a base, holding them. Whoever locks a file that has lost its name, to `prune` or to a
+//! cleaner, notices and tries the one that has it now.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};

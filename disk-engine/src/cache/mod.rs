@@ -19,7 +19,7 @@
 //!     │   ├── KEY.img      a base: raw, sparse, 0444; complete or absent
 //!     │   └── KEY.manifest what it is and how to tell it is intact; without a base it means nothing
 //!     ├── locks/
-//!     │   ├── KEY.lock     held by who makes that base; says who; never removed
+//!     │   ├── KEY.lock     held by who makes that base; says who
 //!     │   ├── length-N.lock  held by who extracts a source of N bytes
 //!     │   └── probe.lock   held for a moment by who opens the cache, to see that locks exclude
 //!     ├── quarantine/      damaged bases a verification found, each with the reason; made when needed

@@ -238,6 +238,13 @@ impl Prune<'_> {
         if !self.is_there(key) {
             return Ok(None);
         }
+        // Used, or made anew, since it was listed.
+        if uses::last_use(self.layout, key)
+            .map(list::seconds)
+            .is_some_and(|now| now > base.last_used)
+        {
+            return Ok(Some(KeptBecause::Wanted));
+        }
         if !self.options.dry_run {
             remove(&base.path)?;
             remove(&self.layout.manifest(key))?;

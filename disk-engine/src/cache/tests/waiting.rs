@@ -122,14 +122,24 @@ fn who_knows_the_digest_and_who_learns_it_extract_once_between_them() {
             fixture.cache.base_with(fixture.source(), &options).unwrap().origin
         });
         starting.recv().unwrap();
-        let counts = Counts::default();
-        let learning = BaseOptions { control: counts.control(), ..BaseOptions::default() };
+        let extractions = Arc::new(AtomicUsize::new(0));
+        let (waits, waiting) = mpsc::channel();
+        let counted = Arc::clone(&extractions);
+        let control = Control::new().with_observer(move |event| match event {
+            Event::Waiting { .. } => waits.send(()).unwrap(),
+            Event::Extracting { .. } => {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        });
+        let learning = BaseOptions { control, ..BaseOptions::default() };
         let learner = scope
             .spawn(move || fixture.cache.base_with(fixture.source(), &learning).unwrap().origin);
-        thread::sleep(Duration::from_millis(30));
+        waiting.recv().unwrap();
         go.send(()).unwrap();
         assert_eq!(maker.join().unwrap().as_str(), "extracted");
-        assert_eq!((learner.join().unwrap().as_str(), counts.extractions()), ("waited", 0));
+        assert_eq!(learner.join().unwrap().as_str(), "waited");
+        assert_eq!(extractions.load(Ordering::Relaxed), 0);
     });
 }
 
