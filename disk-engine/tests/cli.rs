@@ -598,6 +598,28 @@ fn pack_reports_what_extract_reads_back() {
 }
 
 #[test]
+fn paths_that_are_not_utf_8_are_reported_all_the_same() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let shell = Shell::new();
+    let name = |start: &str| OsStr::from_bytes(&[start.as_bytes(), b"\xff"].concat()).to_owned();
+    fs::write(shell.path("").join(name("disk")), disk()).unwrap();
+    fs::create_dir(shell.path("").join(name("folder"))).unwrap();
+    for (command, source, made, key) in [
+        ("pack", "disk", "packed", "destination"),
+        ("extract", "packed", "extracted", "destination"),
+        ("config-disk", "folder", "config", "filename"),
+    ] {
+        let mut command = shell.command(&["--json", command]);
+        let output = command.args([name(source), name(made)]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report[key], format!("{made}\u{fffd}"), "{report}");
+    }
+}
+
+#[test]
 fn pack_wants_the_format_of_what_looks_like_qcow2_stated() {
     let shell = Shell::new();
     shell.report(&["create", "image.qcow2", "1M"]);

@@ -1,5 +1,6 @@
 //! The `pack` command: a disk in, a compressed sparse archive out.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
@@ -68,8 +69,8 @@ pub(crate) struct Arguments {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
-    source: &'a Path,
-    destination: &'a Path,
+    source: Cow<'a, str>,
+    destination: Cow<'a, str>,
     format: &'static str,
     member: &'a str,
     virtual_size: u64,
@@ -127,8 +128,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     drop(drawing);
     let report = outcome?;
     let summary = Report {
-        source,
-        destination: label,
+        source: source.to_string_lossy(),
+        destination: label.to_string_lossy(),
         format: format.as_str(),
         member: &options.member,
         virtual_size: report.virtual_size,
