@@ -598,6 +598,23 @@ fn pack_reports_what_extract_reads_back() {
 }
 
 #[test]
+fn a_disk_is_not_overwritten_by_its_own_archive_on_standard_output() {
+    let shell = Shell::new();
+    shell.raw("base", 1 << 20);
+    shell.report(&["create", "vm", "-b", "base", "-F", "raw"]);
+    for (source, format, stdout) in
+        [("base", "raw", "base"), ("vm", "qcow2", "vm"), ("vm", "qcow2", "base")]
+    {
+        let before = fs::read(shell.path(stdout)).unwrap();
+        let open = || fs::File::options().write(true).open(shell.path(stdout)).unwrap();
+        let output =
+            shell.command(&["pack", "-f", format, source, "-"]).stdout(open()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(fs::read(shell.path(stdout)).unwrap() == before, "{source} into {stdout}");
+    }
+}
+
+#[test]
 fn paths_that_are_not_utf_8_are_reported_all_the_same() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;

@@ -12,11 +12,12 @@ use serde::Serialize;
 use crate::base::BaseFormat;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
-use crate::disk::DiskOptions;
 use crate::disk::chain::probe_top;
 use crate::disk::policy::BackingPolicy;
+use crate::disk::{Disk, DiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::{PackOptions, PackReport, pack, pack_into};
+use crate::sys::open::is_same_file;
 use crate::sys::pending::{Durability, Existing};
 
 /// Pack a disk into a compressed sparse archive: the same bytes for the same content
@@ -168,12 +169,18 @@ fn into_stdout(source: &Path, label: &Path, options: &PackOptions) -> Result<Pac
         return Err(Error::new(ErrorKind::InvalidInput, "an archive is nothing for a terminal")
             .with_hint("name a file, or send standard output to one"));
     }
+    let failed = |error| Error::io("write the archive", label, error);
     // Past the library's own buffer, which looks for ends of lines.
-    let owned = stdout
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| Error::io("write the archive", label, error))?;
-    pack_into(source, &mut File::from(owned), label, options)
+    let mut file = stdout.as_fd().try_clone_to_owned().map(File::from).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let disk = Disk::open(source, options.format, &options.disk)?;
+    if let Some(image) = disk.images().find(|image| is_same_file(&metadata, image.path)) {
+        let message = "the disk would be overwritten by its own archive";
+        return Err(Error::new(ErrorKind::InvalidInput, message)
+            .with_path(image.path)
+            .with_hint("send standard output somewhere else"));
+    }
+    pack_into(source, &mut file, label, options)
 }
 
 fn text(label: &Path, report: &PackReport) -> String {
