@@ -598,6 +598,45 @@ fn pack_reports_what_extract_reads_back() {
 }
 
 #[test]
+fn a_disk_is_not_overwritten_by_its_own_archive_on_standard_output() {
+    let shell = Shell::new();
+    shell.raw("base", 1 << 20);
+    shell.report(&["create", "vm", "-b", "base", "-F", "raw"]);
+    for (source, format, stdout) in
+        [("base", "raw", "base"), ("vm", "qcow2", "vm"), ("vm", "qcow2", "base")]
+    {
+        let before = fs::read(shell.path(stdout)).unwrap();
+        let open = || fs::File::options().write(true).open(shell.path(stdout)).unwrap();
+        let output =
+            shell.command(&["pack", "-f", format, source, "-"]).stdout(open()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(fs::read(shell.path(stdout)).unwrap() == before, "{source} into {stdout}");
+    }
+}
+
+#[test]
+fn paths_that_are_not_utf_8_are_reported_all_the_same() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let shell = Shell::new();
+    let name = |start: &str| OsStr::from_bytes(&[start.as_bytes(), b"\xff"].concat()).to_owned();
+    fs::write(shell.path("").join(name("disk")), disk()).unwrap();
+    fs::create_dir(shell.path("").join(name("folder"))).unwrap();
+    for (command, source, made, key) in [
+        ("pack", "disk", "packed", "destination"),
+        ("extract", "packed", "extracted", "destination"),
+        ("config-disk", "folder", "config", "filename"),
+    ] {
+        let mut command = shell.command(&["--json", command]);
+        let output = command.args([name(source), name(made)]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report[key], format!("{made}\u{fffd}"), "{report}");
+    }
+}
+
+#[test]
 fn pack_wants_the_format_of_what_looks_like_qcow2_stated() {
     let shell = Shell::new();
     shell.report(&["create", "image.qcow2", "1M"]);

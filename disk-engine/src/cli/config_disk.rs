@@ -1,5 +1,6 @@
 //! The `config-disk` command.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -37,7 +38,7 @@ pub(crate) struct Arguments {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
-    filename: &'a Path,
+    filename: Cow<'a, str>,
     format: &'static str,
     virtual_size: u64,
     label: &'a str,
@@ -63,7 +64,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     let made = config_disk(&disk, &arguments.file, &options)?;
     let shape = made.shape;
     let report = Report {
-        filename: &made.path,
+        filename: made.path.to_string_lossy(),
         format: "raw",
         virtual_size: shape.size,
         label,

@@ -1,6 +1,7 @@
 //! The `extract` command: archive or compressed image in, sparse raw file out.
 
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -36,7 +37,7 @@ pub(crate) struct Arguments {
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
     source: &'a str,
-    destination: &'a Path,
+    destination: Cow<'a, str>,
     virtual_size: u64,
     padding: u64,
     written: u64,
@@ -74,7 +75,7 @@ fn summary<'a>(label: &'a str, report: &'a ExtractReport) -> Report<'a> {
     let transfer = &report.transfer;
     Report {
         source: label,
-        destination: &report.destination,
+        destination: report.destination.to_string_lossy(),
         virtual_size: transfer.virtual_size.saturating_add(report.padding),
         padding: report.padding,
         written: transfer.written_bytes,

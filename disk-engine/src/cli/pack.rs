@@ -1,5 +1,6 @@
 //! The `pack` command: a disk in, a compressed sparse archive out.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
@@ -11,11 +12,12 @@ use serde::Serialize;
 use crate::base::BaseFormat;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
-use crate::disk::DiskOptions;
 use crate::disk::chain::probe_top;
 use crate::disk::policy::BackingPolicy;
+use crate::disk::{Disk, DiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::{PackOptions, PackReport, pack, pack_into};
+use crate::sys::open::is_same_file;
 use crate::sys::pending::{Durability, Existing};
 
 /// Pack a disk into a compressed sparse archive: the same bytes for the same content
@@ -68,8 +70,8 @@ pub(crate) struct Arguments {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
-    source: &'a Path,
-    destination: &'a Path,
+    source: Cow<'a, str>,
+    destination: Cow<'a, str>,
     format: &'static str,
     member: &'a str,
     virtual_size: u64,
@@ -127,8 +129,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     drop(drawing);
     let report = outcome?;
     let summary = Report {
-        source,
-        destination: label,
+        source: source.to_string_lossy(),
+        destination: label.to_string_lossy(),
         format: format.as_str(),
         member: &options.member,
         virtual_size: report.virtual_size,
@@ -167,12 +169,18 @@ fn into_stdout(source: &Path, label: &Path, options: &PackOptions) -> Result<Pac
         return Err(Error::new(ErrorKind::InvalidInput, "an archive is nothing for a terminal")
             .with_hint("name a file, or send standard output to one"));
     }
+    let failed = |error| Error::io("write the archive", label, error);
     // Past the library's own buffer, which looks for ends of lines.
-    let owned = stdout
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| Error::io("write the archive", label, error))?;
-    pack_into(source, &mut File::from(owned), label, options)
+    let mut file = stdout.as_fd().try_clone_to_owned().map(File::from).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let disk = Disk::open(source, options.format, &options.disk)?;
+    if let Some(image) = disk.images().find(|image| is_same_file(&metadata, image.path)) {
+        let message = "the disk would be overwritten by its own archive";
+        return Err(Error::new(ErrorKind::InvalidInput, message)
+            .with_path(image.path)
+            .with_hint("send standard output somewhere else"));
+    }
+    pack_into(source, &mut file, label, options)
 }
 
 fn text(label: &Path, report: &PackReport) -> String {

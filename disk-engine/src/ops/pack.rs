@@ -11,7 +11,7 @@
 //!
 //! Memory: 64 MiB per TiB of data for the map. In one frame libzstd's window (128 MiB unless told
 //! otherwise) and some 10 MiB per thread at the default level; in many frames, for each thread, a
-//! compressed frame and libzstd's tables for it, and two more compressed frames.
+//! compressed frame and libzstd's tables for it, and eight more compressed frames.
 //!
 //! Callers: the command line, and whoever publishes images.
 

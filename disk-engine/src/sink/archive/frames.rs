@@ -10,8 +10,8 @@
 //!
 //! A frame is a fixed number of bytes of the uncompressed archive, the last one what is left, so where
 //! frames begin follows from their size alone. The archive's headers lie in the first frame, or in
-//! the first ones. Memory: `threads + 2` compressed frames, and per thread libzstd's tables for a
-//! frame of that size and one chunk of the disk. Caller: `ops::pack`.
+//! the first ones. Memory: `threads + 2` compressed frames and those that wait for their sum, and per
+//! thread libzstd's tables for a frame of that size and one chunk of the disk. Caller: `ops::pack`.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, Sender};

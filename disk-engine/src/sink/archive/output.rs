@@ -1,8 +1,11 @@
 //! Where the archive goes: written, counted, and hashed by a thread of its own.
 //!
 //! ```text
-//! compressed bytes ─▶ write ─▶ SHA-256 (another thread) ─▶ memory again
+//! compressed bytes ─▶ write ─▶ SHA-256 (another thread) ─▶ memory again, or gone
 //! ```
+//!
+//! `whole` fills memory it gets here; the frames of `frames` bring their own, and one of them at most
+//! is kept. Six more may be waiting for their sum.
 //!
 //! Callers: `whole` and `frames` write, `ops::pack` finishes.
 
@@ -23,6 +26,8 @@ pub(crate) struct Output<'a> {
     writer: &'a mut dyn Write,
     label: &'a Path,
     digester: Digester,
+    /// Memory to fill next.
+    spare: Option<Vec<u8>>,
     written: u64,
     control: &'a Control,
     data_length: u64,
@@ -43,7 +48,8 @@ impl<'a> Output<'a> {
         control: &'a Control,
     ) -> Result<Self> {
         let digester = Digester::start()?;
-        Ok(Self { writer, label, digester, written: 0, control, data_length, told: None })
+        let (spare, written, told) = (None, 0, None);
+        Ok(Self { writer, label, digester, spare, written, control, data_length, told })
     }
 
     /// Memory of `length` bytes to fill, used before where there is some.
@@ -52,7 +58,8 @@ impl<'a> Output<'a> {
     ///
     /// [`ErrorKind::Limit`] if there is none.
     pub(crate) fn memory(&mut self, length: usize) -> Result<Vec<u8>> {
-        let mut memory = self.digester.emptied().unwrap_or_default();
+        let spare = self.spare.take().or_else(|| self.digester.emptied());
+        let mut memory = spare.unwrap_or_default();
         let more = length.saturating_sub(memory.len());
         memory
             .try_reserve_exact(more)
@@ -71,7 +78,12 @@ impl<'a> Output<'a> {
             .write_all(bytes.get(..count).unwrap_or_default())
             .map_err(|error| Error::io("write the archive", self.label, error))?;
         self.written += count as u64;
-        self.digester.update(Arc::new(bytes), count)
+        self.digester.update(Arc::new(bytes), count)?;
+        // What nobody asks for would pile up, as long as the archive.
+        while let Some(memory) = self.digester.emptied() {
+            self.spare = Some(memory);
+        }
+        Ok(())
     }
 
     /// Bytes written so far.
@@ -100,5 +112,25 @@ impl<'a> Output<'a> {
     pub(crate) fn finish(self) -> Result<Sha256Digest> {
         self.writer.flush().map_err(|error| Error::io("write the archive", self.label, error))?;
         self.digester.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_nobody_asks_for_does_not_pile_up() {
+        let control = Control::new();
+        let mut written = Vec::new();
+        let mut output = Output::new(&mut written, Path::new("archive"), 0, &control).unwrap();
+        for _ in 0..1000 {
+            output.write(vec![7; 1000], 1000).unwrap();
+        }
+        // Those in the queue for the hashing thread, the one it has, and the one just given back.
+        let left = std::iter::from_fn(|| output.digester.emptied()).count();
+        assert!(left <= 6, "{left} pieces");
+        assert_eq!(output.memory(10).unwrap().len(), 10);
+        assert_eq!(output.written(), 1_000_000);
     }
 }
