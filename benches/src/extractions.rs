@@ -1,7 +1,8 @@
-//! Four ways through an archive. All but the last leave a sparse `disk.img` in a folder.
+//! Ways through an archive. All but the last leave a sparse `disk.img` in a folder.
 
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,6 +22,17 @@ pub const DISK: &str = "disk.img";
 /// The archive cannot be extracted; so do the others.
 pub fn ours(archive: &Path, folder: &Path) -> ExtractReport {
     extract(Source::path(archive), &folder.join(DISK), &ExtractOptions::default())
+        .expect("the archive is extracted")
+}
+
+/// Ours, on `threads` threads at most.
+///
+/// # Panics
+///
+/// See [`ours`].
+pub fn ours_on(threads: NonZeroUsize, archive: &Path, folder: &Path) -> ExtractReport {
+    let source = Source::path(archive).with_threads(threads);
+    extract(source, &folder.join(DISK), &ExtractOptions::default())
         .expect("the archive is extracted")
 }
 

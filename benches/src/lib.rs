@@ -4,8 +4,10 @@
 //! random        the same numbers on every machine
 //! image         a disk shaped like a real one, packed as an archive
 //! overlays      four ways to make an overlay
-//! extractions   four ways through an archive
-//! preparations  five ways to disks for many VMs
+//! packings      three ways to pack a disk
+//! extractions   ways through an archive
+//! preparations  ways to disks for many VMs
+//! verifications ways to tell that a base is what it was
 //! content       what a sparse file holds, and the space it takes
 //! scratch       a folder on a real file system
 //! ```
@@ -16,6 +18,8 @@ pub mod content;
 pub mod extractions;
 pub mod image;
 pub mod overlays;
+pub mod packings;
 pub mod preparations;
 pub mod random;
 pub mod scratch;
+pub mod verifications;

@@ -1,4 +1,4 @@
-//! Five ways to disks for many VMs, each in a folder that holds nothing else.
+//! Ways to disks for many VMs, each in a folder that holds nothing else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,35 @@ pub fn tar_and_qemu_img(archive: &Path, folder: &Path, vms: usize) {
 ///
 /// See [`tar_each`].
 pub fn ours(archive: &Path, cache: &Path, folder: &Path, vms: usize) -> PrepareReport {
-    let options = PrepareOptions {
+    let options = plain(folder, vms);
+    let cache = ImageCache::open(cache).expect("the cache opens");
+    prepare(&cache, Source::path(archive), &options).expect("the disks are prepared")
+}
+
+/// Ours, by one strategy, with the base in `cache` already.
+///
+/// # Errors
+///
+/// What the file system cannot do.
+///
+/// # Panics
+///
+/// The cache does not open.
+pub fn by_strategy(
+    strategy: Strategy,
+    archive: &Path,
+    cache: &Path,
+    folder: &Path,
+    vms: usize,
+) -> disk_engine::Result<PrepareReport> {
+    let options = PrepareOptions { strategy, ..plain(folder, vms) };
+    let cache = ImageCache::open(cache).expect("the cache opens");
+    prepare(&cache, Source::path(archive), &options)
+}
+
+/// Disks for `vms` VMs, and nothing special.
+fn plain(folder: &Path, vms: usize) -> PrepareOptions {
+    PrepareOptions {
         nodes: vms,
         folder: folder.to_path_buf(),
         min_size: 0,
@@ -71,9 +99,7 @@ pub fn ours(archive: &Path, cache: &Path, folder: &Path, vms: usize) -> PrepareR
         relative: false,
         fresh: false,
         base: BaseOptions { timeout: Some(Duration::from_secs(600)), ..Default::default() },
-    };
-    let cache = ImageCache::open(cache).expect("the cache opens");
-    prepare(&cache, Source::path(archive), &options).expect("the disks are prepared")
+    }
 }
 
 fn folders(folder: &Path, vms: usize) -> impl Iterator<Item = PathBuf> {

@@ -23,11 +23,14 @@ const CONTENDERS: [(&str, Extract); 4] = [
 ];
 const GNU_TAR: &str = "GNU tar and zstd";
 
-/// Measures all contenders; returns what ours said of the disk.
-pub fn measure(setting: &Setting) -> (Table, ExtractReport) {
-    let report = extractions::ours(setting.archive, &scratch::empty(setting.scratch, "first"));
+/// Extracts the disk once, for whoever needs it.
+pub fn one(setting: &Setting) -> ExtractReport {
+    extractions::ours(setting.archive, &scratch::empty(setting.scratch, "first"))
+}
+
+/// Measures all contenders; `report` is what ours said of the disk once.
+pub fn measure(setting: &Setting, report: &ExtractReport) -> Table {
     let expected = content::digest(&report.destination);
-    fs::remove_file(&report.destination).expect("a disk can be removed");
 
     let mut samples: [Samples; 4] = Default::default();
     let mut space = [0; 4];
@@ -70,7 +73,7 @@ pub fn measure(setting: &Setting) -> (Table, ExtractReport) {
         ]);
     }
     table.note("All disks read the same, byte by byte. The ratio is the median of each round's.");
-    (table, report)
+    table
 }
 
 pub fn gib(bytes: u64) -> String {

@@ -1,7 +1,8 @@
 //! Measures this workspace beside other programs, in one run, and prints the table of the README.
 //!
 //! ```text
-//! image ─▶ overlays ─▶ extractions ─▶ preparations ─▶ table
+//! image ─▶ overlays ─▶ extraction ─▶ preparation ─▶ strategies ─▶ packing ─▶ frames ─▶ verification
+//!            each part by itself if asked for             └─▶ a picture        └─▶ tables
 //!          rounds of A B C, A B C, …: medians, and their ratios
 //! ```
 //!
@@ -9,11 +10,16 @@
 //! before the next one starts; neither is timed. Programs that are not installed are named.
 
 mod extraction;
+mod framed;
 mod machine;
 mod overlay;
+mod packing;
+mod picture;
 mod preparation;
 mod samples;
+mod strategy;
 mod table;
+mod verification;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,9 +48,28 @@ struct Options {
     /// Measure with this archive rather than a generated one.
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
+    /// Measure only these: overlays, extraction, preparation, strategies, packing, frames,
+    /// verification.
+    #[arg(long, value_name = "PART,…", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Draw the strategies into this SVG file.
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     /// Only write the generated archive to this file.
     #[arg(long, value_name = "FILE", conflicts_with = "archive")]
     generate: Option<PathBuf>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Overlays,
+    Extraction,
+    Preparation,
+    Strategies,
+    Packing,
+    Frames,
+    Verification,
 }
 
 /// What is measured, and with what.
@@ -82,14 +107,40 @@ fn main() {
         qemu_img: Tool::find("qemu-img"),
     };
 
-    let base = setting.scratch.join("base.img");
-    let overlays = overlay::measure(&setting, &base);
-    let (extractions, report) = extraction::measure(&setting);
-    let preparations = preparation::measure(&setting);
+    let wants = |part| options.only.is_empty() || options.only.contains(&part);
+    let mut tables = Vec::new();
+    if wants(Part::Overlays) {
+        tables.push(overlay::measure(&setting, &setting.scratch.join("base.img")));
+    }
+    let report = extraction::one(&setting);
+    if wants(Part::Extraction) {
+        tables.push(extraction::measure(&setting, &report));
+    }
+    if wants(Part::Preparation) {
+        tables.push(preparation::measure(&setting));
+    }
+    if wants(Part::Strategies) {
+        let (table, bars) = strategy::measure(&setting);
+        tables.push(table);
+        if let Some(path) = &options.picture {
+            let title =
+                format!("What disks for {} VMs cost, from a warm cache", strategy::vms(&setting));
+            std::fs::write(path, picture::draw(&title, &bars)).expect("the picture is written");
+        }
+    }
+    if wants(Part::Packing) {
+        tables.push(packing::measure(&setting, &report.destination));
+    }
+    if wants(Part::Frames) {
+        let archive = framed::archive(&setting, &report.destination);
+        tables.push(framed::measure(&setting, &archive));
+    }
+    std::fs::remove_file(&report.destination).expect("a disk can be removed");
+    if wants(Part::Verification) {
+        tables.push(verification::measure(&setting));
+    }
     machine::facts(&setting, &report.transfer, extents).print(options.markdown);
-    overlays.print(options.markdown);
-    extractions.print(options.markdown);
-    preparations.print(options.markdown);
+    tables.iter().for_each(|table| table.print(options.markdown));
 }
 
 /// Whether a program starts.
