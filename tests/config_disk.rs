@@ -27,6 +27,12 @@ fn files() -> Files {
     add("A+B,C;D=E[F].TXT", b"signs".to_vec());
     add("Grüße.txt", b"umlauts".to_vec());
     add(".hidden", b"dot".to_vec());
+    add(".env", b"an extension alone".to_vec());
+    add(".a", vec![3; 5000]);
+    add("..env", b"two dots".to_vec());
+    add("~1.env", b"what .env would be called".to_vec());
+    add(".git/config", b"in such a folder".to_vec());
+    add("deep/.ssh/.id", b"in two of them".to_vec());
     for alias in 1..12 {
         add(&format!("LONGFI~{alias}.TXT"), format!("taken {alias}").into_bytes());
     }

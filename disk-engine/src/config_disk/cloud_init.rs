@@ -97,11 +97,16 @@ impl CloudInit {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] with the file that is missing.
+    /// [`ErrorKind::NotFound`] with the file that is missing; [`ErrorKind::Refused`] if it is a folder.
     pub fn check_folder(folder: &Path) -> Result<()> {
         for name in REQUIRED {
             let path = folder.join(name);
             match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => {
+                    let message = format!("cloud-init needs a file {name}, and this is a folder");
+                    return Err(Error::new(ErrorKind::Refused, message).with_path(&path));
+                }
+                // What else is no file is refused when the folder is read.
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     let message = format!("cloud-init needs a file {name}, and there is none");

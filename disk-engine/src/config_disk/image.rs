@@ -7,12 +7,14 @@
 //! `fatfs` works on anything that reads, writes and seeks; what is read here was written before. In
 //! memory, for it reads a folder's entries byte by byte. Caller: `config_disk`.
 
+use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use fatfs::{Date, DateTime, Dir, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
 use crate::config_disk::Plan;
 use crate::config_disk::geometry::{SECTOR, TRACK};
+use crate::config_disk::name;
 use crate::config_disk::shared::Shared;
 use crate::config_disk::tree::{NodeKind, Tree};
 
@@ -69,21 +71,45 @@ fn fill<S: Read + Write + Seek>(
     tree: &Tree<'_>,
 ) -> io::Result<()> {
     for node in tree.nodes() {
+        storage.watch();
+        let places;
         match &node.kind {
             NodeKind::File(content) => {
                 let mut file = folder.create_file(node.name)?;
+                places = storage.watched();
                 file.write_all(content)?;
                 // Dropped, it would swallow the error.
                 file.flush()?;
             }
             NodeKind::Folder(inner) => {
                 let folder = folder.create_dir(node.name)?;
+                places = storage.watched();
                 storage.mend_folder()?;
                 fill(storage, &folder, inner)?;
             }
         }
+        // Nothing of `fatfs` remembers the entry any more, so none of it is written again.
+        if name::is_extension(node.name) {
+            storage.mend_name(&places, &free_base(folder, node.name)?)?;
+        }
     }
     Ok(())
+}
+
+/// What makes a short name that is new to `folder` of an extension: `~1`, or the first number that is
+/// free.
+fn free_base<S: Read + Write + Seek>(
+    folder: &Dir<'_, &Shared<S>>,
+    extension: &str,
+) -> io::Result<String> {
+    let mut taken = HashSet::new();
+    for entry in folder.iter() {
+        taken.insert(entry?.short_file_name_as_bytes().to_ascii_uppercase());
+    }
+    (1..=9_999_999)
+        .map(|number: u32| format!("~{number}"))
+        .find(|base| !taken.contains(format!("{base}{extension}").to_ascii_uppercase().as_bytes()))
+        .ok_or_else(|| io::Error::other("no short name is left"))
 }
 
 /// Tells this disk from any other in the same guest, and is the same for the same content.

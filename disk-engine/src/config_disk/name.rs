@@ -46,10 +46,17 @@ pub(super) fn folded(name: &str) -> String {
 /// Whether the name is a short one but for its case.
 pub(super) fn is_short(name: &str) -> bool {
     let (base, extension) = name.rsplit_once('.').unwrap_or((name, ""));
-    let plain = |part: &str| {
-        part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'()-@^_`{}~".contains(&byte))
-    };
-    base.len() <= 8 && extension.len() <= 3 && plain(base) && plain(extension)
+    (1..=8).contains(&base.len()) && extension.len() <= 3 && is_plain(base) && is_plain(extension)
+}
+
+/// Whether the name, as a short one, would be an extension and nothing before it: `.env`.
+pub(super) fn is_extension(name: &str) -> bool {
+    let extension = name.strip_prefix('.');
+    extension.is_some_and(|extension| extension.len() <= 3 && is_plain(extension))
+}
+
+fn is_plain(part: &str) -> bool {
+    part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'()-@^_`{}~".contains(&byte))
 }
 
 /// Entries of a folder that a name takes: its short one, and its long one in pieces.
@@ -80,8 +87,13 @@ mod tests {
         for short in ["a", "readme.md", "EIGHT123.TXT", "LONGFI~1.TXT"] {
             assert!(is_short(short), "{short}");
         }
-        for long in ["nine12345", "a.html", "a b", "ä", "a.b.c", "a+b"] {
+        for long in ["nine12345", "a.html", "a b", "ä", "a.b.c", "a+b", ".env"] {
             assert!(!is_short(long), "{long}");
+        }
+        for (name, expected) in
+            [(".env", true), (".a", true), (".html", false), ("a.env", false), ("..a", false)]
+        {
+            assert_eq!(is_extension(name), expected, "{name}");
         }
         assert_eq!(entries("a"), 2);
         assert_eq!(entries(&"n".repeat(13)), 2);

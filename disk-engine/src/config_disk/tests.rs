@@ -221,6 +221,11 @@ fn a_folder_without_meta_data_is_no_seed() {
         let error = CloudInit::check_folder(folder.path()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(error.path(), Some(folder.path().join(missing).as_path()));
+        fs::create_dir(folder.path().join(missing)).unwrap();
+        let error = CloudInit::check_folder(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.path(), Some(folder.path().join(missing).as_path()));
+        fs::remove_dir(folder.path().join(missing)).unwrap();
         fs::write(folder.path().join(missing), "").unwrap();
     }
     CloudInit::check_folder(folder.path()).unwrap();

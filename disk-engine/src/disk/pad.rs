@@ -10,7 +10,8 @@
 //! QEMU opens no raw disk for writing past the page cache (`cache=none`) unless its length is a
 //! multiple of what the file system wants, 4096 at most. A longer disk has its GPT's backup header
 //! in the wrong place, which tools complain about and firmware may not boot from, so a GPT is
-//! refused: `EFI PART` at the start of the second sector, of 512 or of 4096 bytes.
+//! refused: `EFI PART` at the start of the second sector or of the last whole one, of 512 or of 4096
+//! bytes. The last one alone is all that is left of a table whose first copy was damaged.
 //!
 //! Callers: `ops::extract`, and whoever attaches a raw disk of any length.
 
@@ -82,12 +83,12 @@ pub(crate) fn pad_file(file: &File, path: &Path) -> Result<PadReport> {
         Error::new(ErrorKind::InvalidInput, "no disk is that large").with_path(path)
     })?;
     if after != before {
-        if let Some(sector) = gpt_sector_size(file, path)? {
+        if let Some(offset) = gpt_header(file, path, before)? {
             let message = "the disk has a GPT, whose backup header must stay last";
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .with_path(path)
                 .with_field("GPT header")
-                .with_offset(sector)
+                .with_offset(offset)
                 .with_hint(
                     "partition a disk of whole units of 4096 bytes, or use cache mode writeback",
                 ));
@@ -97,15 +98,18 @@ pub(crate) fn pad_file(file: &File, path: &Path) -> Result<PadReport> {
     Ok(PadReport { before, after })
 }
 
-/// The sector size of the GPT the disk begins with, if it does.
-fn gpt_sector_size(file: &File, path: &Path) -> Result<Option<u64>> {
+/// Where a disk of `length` bytes has a GPT's header, the first one or the backup.
+fn gpt_header(file: &File, path: &Path, length: u64) -> Result<Option<u64>> {
     for sector in [512, 4096] {
-        let mut signature = [0; 8];
-        let count = file
-            .read_full_at(&mut signature, sector)
-            .map_err(|error| Error::io("look for a GPT in", path, error).with_offset(sector))?;
-        if count == signature.len() && signature == *b"EFI PART" {
-            return Ok(Some(sector));
+        let last = (length / sector).saturating_sub(1).saturating_mul(sector);
+        for offset in [sector, last] {
+            let mut signature = [0; 8];
+            let count = file
+                .read_full_at(&mut signature, offset)
+                .map_err(|error| Error::io("look for a GPT in", path, error).with_offset(offset))?;
+            if count == signature.len() && signature == *b"EFI PART" {
+                return Ok(Some(offset));
+            }
         }
     }
     Ok(None)
@@ -145,6 +149,21 @@ mod tests {
             disk.resize(12288, 0);
             fs::write(&path, &disk).unwrap();
             pad_for_direct_io(&path, &PadOptions::default()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_backup_header_alone_is_a_gpt_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        for (length, last) in [(9216, 8704), (9300, 8704), (20_992, 16_384), (20_992, 20_480)] {
+            let mut disk = vec![0; length];
+            disk[last..last + 8].copy_from_slice(b"EFI PART");
+            fs::write(&path, &disk).unwrap();
+            let error = pad_for_direct_io(&path, &PadOptions::default()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert_eq!(error.offset(), Some(last as u64));
+            assert_eq!(fs::read(&path).unwrap(), disk);
         }
     }
 
