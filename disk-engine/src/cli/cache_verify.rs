@@ -139,7 +139,7 @@ fn text(report: &VerifyReport) -> String {
     }
     let _ = writeln!(
         text,
-        "{} bases, {} damaged; {} read in {:.3} s",
+        "bases: {}, damaged: {}; {} read in {:.3} s",
         report.bases.len(),
         report.damaged(),
         size::human(report.bytes_read),
