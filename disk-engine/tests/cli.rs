@@ -171,6 +171,39 @@ fn disks_that_cannot_fit_end_with_the_exit_code_for_space() {
 }
 
 #[test]
+fn a_damaged_base_is_reported_before_the_exit_code_and_made_anew() {
+    let shell = Shell::new();
+    fs::write(shell.path("disk"), vec![7; 1 << 20]).unwrap();
+    let made = shell.report(&["base", "disk", "--cache", "cache"]);
+    let (path, key) = (made["path"].as_str().unwrap(), made["key"].as_str().unwrap());
+    let report = shell.report(&["cache", "verify", "--cache", "cache", "--full", key]);
+    assert_eq!((&report["damaged"], &report["bytes-read"]), (&0.into(), &(1 << 20).into()));
+    assert_eq!(report["bases"][0]["verdict"], "intact");
+    assert_eq!(report["bases"][0]["verified-fully"], true);
+
+    fs::remove_file(path).unwrap();
+    fs::write(path, vec![8; 1 << 20]).unwrap();
+    let verify = ["cache", "verify", "--cache", "cache", "--json"];
+    for (keep, moved) in [(true, false), (false, true)] {
+        let output = shell.run(&[&verify[..], if keep { &["--keep"] } else { &[] }].concat());
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["bases"][0]["verdict"], "damaged");
+        assert_eq!(report["bases"][0]["quarantined"].is_string(), moved);
+        assert_eq!(Path::new(path).exists(), keep);
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(error["error"]["code"], "corrupt");
+    }
+    assert_eq!(shell.error(&["cache", "verify", "--cache", "cache", key], 1)["code"], "not-found");
+    assert_eq!(shell.report(&["base", "disk", "--cache", "cache"])["origin"], "extracted");
+    assert_eq!(shell.report(&verify[..4])["damaged"], 0);
+
+    assert_eq!(shell.error(&["cache", "verify", "--cache", "absent"], 1)["code"], "not-found");
+    assert!(!shell.path("absent").exists(), "a mistyped name makes no cache");
+    shell.error(&["cache", "verify", "--cache", "cache", "nokey"], 2);
+}
+
+#[test]
 fn usage_shows_disks_and_what_is_left_for_them() {
     let shell = Shell::new();
     shell.report(&["prepare", "--nodes", "2", "--dir", "vms"]);

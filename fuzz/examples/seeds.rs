@@ -148,11 +148,16 @@ fn manifest() -> Vec<u8> {
     body.extend([2; 32]);
     body.extend(999_u64.to_be_bytes());
     body.extend(2_u64.to_be_bytes());
-    body.extend([2, 7, 0, 0]);
+    body.extend([2, 15, 0, 0]);
     for text in ["label", "name", "disk.img"] {
         body.extend((text.len() as u32).to_be_bytes());
     }
-    body.extend(b"labelnamedisk.img");
+    body.extend(4711_u64.to_be_bytes());
+    body.extend(1_700_000_001_u64.to_be_bytes());
+    for number in [999_999_999_u32, 5] {
+        body.extend(number.to_be_bytes());
+    }
+    body.extend(b"labelnamedisk.img/root");
     for (offset, length) in [(0_u64, 512_u64), (4096, 4096)] {
         body.extend(offset.to_be_bytes());
         body.extend(length.to_be_bytes());
