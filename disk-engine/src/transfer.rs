@@ -3,11 +3,13 @@
 //! ```text
 //! caller's thread                                   writing thread          hashing thread
 //! read ─▶ decompress ─▶ archive ─▶ window ────────▶ zeros, CRC-32, pwrite
+//!   │       └─▶ threads, a zstd frame each
 //!   └────────────────────────────────────────────────────────────────────▶ SHA-256, when asked
 //! ```
 //!
 //! Memory is the decoder's window and about 4 MiB: six windows of the disk, six chunks of the
-//! source. An error on either side stops the other at its next window, and so does a cancel.
+//! source. A source of many zstd frames is decoded by several threads; for what they hold, see
+//! [`Source::with_threads`]. An error on either side stops the other at its next window, and so does a cancel.
 //!
 //! Callers: `cache` (bases) and `ops::extract`.
 
@@ -56,6 +58,10 @@ pub struct TransferReport {
     pub container: Container,
     /// How the archive said which parts of the disk it stores.
     pub sparse_form: SparseForm,
+    /// zstd frames of the source, skippable ones not counted; 0 for anything but zstd.
+    pub frames: u64,
+    /// Threads that decoded it.
+    pub threads: usize,
     /// CRC-32 of what was written, ascending.
     pub extents: Vec<ExtentSum>,
 }
@@ -111,6 +117,8 @@ pub fn extract_into(
         compression: summary.compression,
         container: summary.container,
         sparse_form: summary.sparse_form,
+        frames: summary.frames,
+        threads: summary.threads,
         extents,
     })
 }

@@ -10,7 +10,7 @@
 )]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -246,6 +246,105 @@ fn extract_leaves_nothing_when_it_fails() {
     assert_eq!(fs::read(shell.path("there")).unwrap(), b"precious");
     assert!(shell.run(&["extract", "good", "there", "--force"]).status.success());
     assert_eq!(fs::read(shell.path("there")).unwrap(), disk());
+}
+
+/// A tar archive with these members, whole files or sparse ones, and with as long a comment.
+fn tar(members: &[(&str, &[u8])], pieces: usize, comment: usize) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let comment = "x".repeat(comment);
+    archive.append_pax_extensions([("comment", comment.as_bytes())]).unwrap();
+    if pieces > 0 {
+        let map: Vec<_> = (0..pieces).map(|at| format!("{},512", at * 1024)).collect();
+        let (map, size) = (map.join(","), (pieces * 1024).to_string());
+        let records = [("GNU.sparse.map", map.as_str()), ("GNU.sparse.size", size.as_str())];
+        let records = records.map(|(key, value)| (key, value.as_bytes()));
+        archive = tar::Builder::new(Vec::new());
+        archive.append_pax_extensions(records).unwrap();
+    }
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, *bytes).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+/// A small disk behind a member of so many MiB that zstd makes 30,000 times smaller.
+fn bomb(mib: u64) -> Vec<u8> {
+    let mut archive = tar::Builder::new(zstd::Encoder::new(Vec::new(), 1).unwrap());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(mib << 20);
+    archive.append_data(&mut header, "a", std::io::repeat(7).take(mib << 20)).unwrap();
+    header.set_size(1);
+    archive.append_data(&mut header, "disk.img", &b"x"[..]).unwrap();
+    archive.into_inner().unwrap().finish().unwrap()
+}
+
+#[test]
+fn each_limit_of_a_source_has_its_option() {
+    let shell = Shell::new();
+    let noise: Vec<u8> =
+        (0..3_u32 << 20).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect();
+    let mut window = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    window.window_log(22).unwrap();
+    window.write_all(&noise).unwrap();
+    fs::write(shell.path("window"), window.finish().unwrap()).unwrap();
+    fs::write(shell.path("size"), zstd(&disk())).unwrap();
+    fs::write(shell.path("extents"), tar(&[("a", &[7; 5 * 512])], 5, 0)).unwrap();
+    fs::write(shell.path("metadata"), tar(&[("a", b"x")], 0, 5000)).unwrap();
+    let members = [("a", &b"x"[..]), ("b", b"x"), ("disk.img", b"x")];
+    fs::write(shell.path("members"), tar(&members, 0, 1)).unwrap();
+    fs::write(shell.path("expansion"), bomb(1300)).unwrap();
+    for (source, option, low, enough) in [
+        ("window", "--long", "21", "22"),
+        ("size", "--max-size", "1023k", "1M"),
+        ("extents", "--max-extents", "4", "5"),
+        ("metadata", "--max-metadata", "5k", "6k"),
+        ("members", "--max-members", "2", "3"),
+        ("expansion", "--max-expansion", "1000", "40000"),
+    ] {
+        let error = shell.error(&["extract", source, "x", option, low], 1);
+        assert_eq!(error["code"], "limit", "{source}: {error}");
+        assert!(error["hint"].as_str().unwrap().contains(option), "{source}: {error}");
+        assert!(error["offset"].is_u64() && error["path"] == source, "{source}: {error}");
+        assert!(!shell.path("x").exists());
+        shell.report(&["extract", source, "x", "--force", option, enough]);
+        fs::remove_file(shell.path("x")).unwrap();
+        // The other commands that read sources take it too.
+        let base = ["base", source, "--cache", "cache", option];
+        assert_eq!(shell.error(&[&base[..], &[low]].concat(), 1)["code"], "limit", "{source}");
+    }
+}
+
+#[test]
+fn extract_tells_frames_and_threads() {
+    let shell = Shell::new();
+    let noise: Vec<u8> =
+        (0..2_u32 << 20).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect();
+    fs::write(shell.path("disk"), &noise).unwrap();
+    shell.report(&["pack", "disk", "a.tar.zst", "--frames", "1M", "--level", "1"]);
+    let mut disks = Vec::new();
+    for threads in [1, 2, 4] {
+        let count = threads.to_string();
+        let report = shell.report(&["extract", "a.tar.zst", "x", "--threads", &count]);
+        assert_eq!((&report["frames"], &report["threads"]), (&9.into(), &threads.into()));
+        disks.push(fs::read(shell.path("x")).unwrap());
+        let output = shell.run(&["extract", "a.tar.zst", "x", "--force", "--threads", &count]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let told = format!("(zstd in 9 frames, member \"disk.img\"), decoded on {threads} thread");
+        assert!(text.contains(&told), "{text}");
+        fs::remove_file(shell.path("x")).unwrap();
+    }
+    assert!(disks.iter().all(|disk| *disk == noise));
+    let report = shell.report(&["extract", "disk", "x"]);
+    assert_eq!((&report["frames"], &report["threads"]), (&0.into(), &1.into()));
+    let prepare = ["prepare", "a.tar.zst", "--nodes", "1", "--dir", "vms", "--threads", "2"];
+    assert_eq!(shell.report(&prepare)["base"]["origin"], "extracted");
+    assert_eq!(
+        shell.error(&["extract", "disk", "y", "--threads", "0"], 2)["code"],
+        "invalid-input"
+    );
 }
 
 #[test]

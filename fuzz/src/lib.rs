@@ -16,6 +16,7 @@ pub fn limits() -> Limits {
         max_metadata: 4096,
         max_image_size: 4 << 20,
         max_members: 64,
+        max_expansion: 1000,
     }
 }
 

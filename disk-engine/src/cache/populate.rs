@@ -84,6 +84,10 @@ impl Request<'_> {
         };
         let again = || {
             let again = Source::path(&path).with_limits(*source.limits());
+            let again = match source.threads() {
+                Some(threads) => again.with_threads(threads),
+                None => again,
+            };
             match source.member() {
                 Some(member) => again.with_member(member),
                 None => again,

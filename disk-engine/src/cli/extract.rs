@@ -41,6 +41,8 @@ struct Report<'a> {
     padding: u64,
     written: u64,
     compression: Compression,
+    frames: u64,
+    threads: usize,
     member: Option<&'a str>,
     sha256: Option<String>,
     seconds: f64,
@@ -79,6 +81,8 @@ fn summary<'a>(label: &'a str, report: &'a ExtractReport) -> Report<'a> {
         padding: report.padding,
         written: transfer.written_bytes,
         compression: transfer.compression,
+        frames: transfer.frames,
+        threads: transfer.threads,
         member: match &transfer.container {
             Container::Tar { member } => Some(member),
             Container::Bare => None,
@@ -94,13 +98,19 @@ fn text(label: &str, report: &ExtractReport) -> String {
         Container::Tar { member } => format!(", member {member:?}"),
         Container::Bare => String::new(),
     };
+    let frames = match transfer.frames {
+        0 | 1 => String::new(),
+        frames => format!(" in {frames} frames"),
+    };
+    let threads = if transfer.threads == 1 { "thread" } else { "threads" };
     format!(
-        "{}: {} virtual, {} written, from {} ({}{member}) in {:.2} s",
+        "{}: {} virtual, {} written, from {} ({}{frames}{member}), decoded on {} {threads}, {:.2} s",
         report.destination.display().to_string().escape_debug(),
         size::human(transfer.virtual_size.saturating_add(report.padding)),
         size::human(transfer.written_bytes),
         label.escape_debug(),
         transfer.compression.as_str(),
+        transfer.threads,
         report.elapsed.as_secs_f64(),
     )
 }

@@ -10,15 +10,13 @@
 //! write. Memory is reused without being cleared, so only runs are ever looked at. Callers:
 //! `sink::raw`, both sides of its queue.
 
-use crate::source::content::at_most;
+use crate::source::content::{at_most, is_zero};
 
 /// Bytes of a window. From 128 KiB to 1 MiB extraction takes the same time, so the size is chosen for
 /// memory: six windows are 1.5 MiB.
 pub(crate) const WINDOW: usize = 256 << 10;
 /// What is left out of a file at the least: the block of every common file system.
 pub(crate) const GRAIN: usize = 4096;
-
-static ZEROS: [u8; GRAIN] = [0; GRAIN];
 
 /// A window's memory and what of it belongs to the disk.
 #[derive(Debug)]
@@ -133,11 +131,6 @@ impl Window {
     fn clear(&mut self, (start, end): (usize, usize)) {
         self.memory.get_mut(start..end).unwrap_or_default().fill(0);
     }
-}
-
-/// Whether a block holds nothing: one `memcmp`, which ends at the first byte that differs.
-fn is_zero(block: &[u8]) -> bool {
-    ZEROS.get(..block.len()).is_some_and(|zeros| zeros == block)
 }
 
 #[cfg(test)]

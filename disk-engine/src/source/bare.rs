@@ -32,7 +32,7 @@ impl Bare {
             ));
         }
         probe::refuse_encoded(content.head()).map_err(|defect| content.fault(defect))?;
-        let size = if plain { content.input().length() } else { None };
+        let size = if plain { content.progress().1 } else { None };
         Ok(Self { content, size, max_size: limits.max_image_size, told: 0 })
     }
 
@@ -72,7 +72,7 @@ impl ExtentSource for Bare {
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<usize> {
-        let count = self.content.read(bytes)?;
+        let count = self.content.read_disk(bytes)?;
         self.check_size(self.content.position())?;
         if self.size.is_some() && count < bytes.len() {
             return Err(self.content.truncated("the disk, which shrank while it was read"));
@@ -81,6 +81,6 @@ impl ExtentSource for Bare {
     }
 
     fn progress(&self) -> (u64, Option<u64>) {
-        (self.content.input().position(), self.content.input().length())
+        self.content.progress()
     }
 }

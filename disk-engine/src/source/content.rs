@@ -8,7 +8,7 @@
 
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::source::decompress::Decoder;
+use crate::source::decompress::{Decoder, Decoding};
 use crate::source::input::{self, Input};
 use crate::source::limits::{Defect, Limits};
 use crate::source::probe::Compression;
@@ -21,26 +21,48 @@ pub(crate) type Block = [u8; BLOCK];
 /// How much is skipped at once.
 const SKIP: usize = 64 << 10;
 
+/// Zeros are looked for in pieces of this, the block of every common file system.
+const GRAIN: usize = 4096;
+
+static ZEROS: [u8; GRAIN] = [0; GRAIN];
+
 /// What a source holds once decompressed.
 pub(crate) struct Content {
     decoder: Decoder,
     head: Block,
     head_length: usize,
     position: u64,
+    /// Of the bytes before the position, those that count as expanded.
+    expanded: u64,
+    limits: Limits,
     scratch: Vec<u8>,
     control: Control,
 }
 
 impl Content {
-    pub(crate) fn new(input: Input, limits: &Limits, control: Control) -> Result<Self> {
-        let mut decoder = Decoder::new(input, limits)?;
+    pub(crate) fn new(
+        input: Input,
+        limits: &Limits,
+        decoding: Decoding,
+        control: Control,
+    ) -> Result<Self> {
+        let mut decoder = Decoder::new(input, limits, decoding)?;
         let mut head = [0; BLOCK];
         let head_length = decoder.read(&mut head)?;
         if head_length == 0 {
-            let position = decoder.input().position();
+            let position = decoder.position();
             return Err(Defect::corrupt("the source is empty once decompressed").at(position, None));
         }
-        Ok(Self { decoder, head, head_length, position: 0, scratch: Vec::new(), control })
+        Ok(Self {
+            decoder,
+            head,
+            head_length,
+            position: 0,
+            expanded: 0,
+            limits: *limits,
+            scratch: Vec::new(),
+            control,
+        })
     }
 
     /// The first bytes; fewer than a block only if there are no more.
@@ -50,6 +72,36 @@ impl Content {
 
     /// Fills `out`. Fewer bytes mean that the source has ended and was verified to its last byte.
     pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<usize> {
+        let count = self.fill(out)?;
+        self.count(count as u64)?;
+        Ok(count)
+    }
+
+    /// As [`Content::read`], for bytes of the disk: the zeros among them become holes.
+    pub(crate) fn read_disk(&mut self, out: &mut [u8]) -> Result<usize> {
+        let count = self.fill(out)?;
+        let filled = out.get(..count).unwrap_or_default();
+        let stored: usize =
+            filled.chunks(GRAIN).filter(|block| !is_zero(block)).map(<[u8]>::len).sum();
+        self.count(stored as u64)?;
+        Ok(count)
+    }
+
+    fn count(&mut self, more: u64) -> Result<()> {
+        self.expanded = self.expanded.saturating_add(more);
+        let source = self.decoder.position();
+        if self.compression() != Compression::None && self.limits.is_bomb(self.expanded, source) {
+            let most = self.limits.max_expansion;
+            let message = format!(
+                "{source} bytes of the source give {} bytes, more than {most} to one past the first GiB",
+                self.expanded
+            );
+            return Err(self.fault(Defect::limit(message, "max_expansion (--max-expansion)")));
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, out: &mut [u8]) -> Result<usize> {
         self.control.check()?;
         let mut count = 0;
         if self.position < self.head_length as u64 {
@@ -112,9 +164,14 @@ impl Content {
         self.position
     }
 
-    /// The compressed bytes.
-    pub(crate) fn input(&self) -> &Input {
-        self.decoder.input()
+    /// Bytes of the source it took so far, and how many there are if that is known: for progress.
+    pub(crate) fn progress(&self) -> (u64, Option<u64>) {
+        (self.decoder.position(), self.decoder.length())
+    }
+
+    /// zstd frames that were met, and threads that decoded.
+    pub(crate) fn shares(&self) -> (u64, usize) {
+        self.decoder.shares()
     }
 
     pub(crate) fn into_input(self) -> Input {
@@ -129,7 +186,7 @@ impl Content {
     pub(crate) fn fault(&self, defect: Defect) -> Error {
         let archive = (self.compression() != Compression::None).then_some(self.position);
         // Without compression the probe has read ahead; the content's position is the true one.
-        let source = if archive.is_some() { self.input().position() } else { self.position };
+        let source = if archive.is_some() { self.decoder.position() } else { self.position };
         defect.at(source, archive)
     }
 
@@ -190,6 +247,12 @@ impl<'a> Bytes<'a> {
     pub(crate) fn fault(&self, defect: Defect) -> Error {
         self.content.fault(defect)
     }
+}
+
+/// Whether a block of at most 4096 bytes holds nothing: one `memcmp`, which ends at the first byte
+/// that differs.
+pub(crate) fn is_zero(block: &[u8]) -> bool {
+    ZEROS.get(..block.len()).is_some_and(|zeros| zeros == block)
 }
 
 /// `count` as a length in memory, no more than `most`.

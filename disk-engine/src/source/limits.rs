@@ -6,9 +6,18 @@
 //! max_metadata    pax records and long names           1 MiB     per member, maps not counted
 //! max_image_size  the disk that comes out              64 TiB
 //! max_members     headers of one archive               1,000,000
+//! max_expansion   decompressed bytes per source byte   1,000     past 1 GiB, the disk's zeros not counted
 //! ```
 //!
 //! Nothing is allocated because a header says so: these are ceilings for what really arrives.
+//!
+//! **Expansion.** No ratio tells a bomb from a disk that is mostly zeros: zstd makes both 32,768 times
+//! smaller. What tells them apart is what becomes of the bytes. Zeros of the disk turn into holes, which
+//! take no room, so whole blocks of them are not counted and an empty disk of any size passes (how large,
+//! `max_image_size` says). Everything else counts: data, which real disks hold at ratios far below 1,000,
+//! and all that is skipped, zeros included, so that no member is a bomb only because nobody wants it. The
+//! first GiB is free: what is small does no harm. gzip ends at 1,032 to one by itself, xz near 7,000.
+//!
 //! Callers: every reader below `source`.
 
 use crate::error::{Error, ErrorKind};
@@ -26,7 +35,13 @@ pub struct Limits {
     pub max_image_size: u64,
     /// Most members of one archive.
     pub max_members: u64,
+    /// Most decompressed bytes for each byte of the source, past [`EXPANSION_FREE`]. Whole blocks of
+    /// zeros of the disk are not counted. Where threads decode, the source's bytes count by whole frames.
+    pub max_expansion: u64,
 }
+
+/// Bytes a source may decompress to whatever its length.
+pub const EXPANSION_FREE: u64 = 1 << 30;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -36,6 +51,7 @@ impl Default for Limits {
             max_metadata: 1 << 20,
             max_image_size: 64 << 40,
             max_members: 1_000_000,
+            max_expansion: 1000,
         }
     }
 }
@@ -44,6 +60,11 @@ impl Limits {
     /// The largest window zstd may use, as the power of two it wants.
     pub(crate) fn window_log(&self) -> u32 {
         self.max_window.max(1).ilog2().clamp(10, 31)
+    }
+
+    /// Whether `decompressed` bytes, as they count, are too many to come out of `source` bytes.
+    pub(crate) fn is_bomb(&self, decompressed: u64, source: u64) -> bool {
+        decompressed > self.max_expansion.saturating_mul(source).saturating_add(EXPANSION_FREE)
     }
 }
 

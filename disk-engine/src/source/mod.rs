@@ -25,16 +25,20 @@ pub(crate) mod tar;
 
 use std::fmt;
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::control::Control;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::sys::open;
 use content::Content;
+use decompress::Decoding;
+use decompress::zstd::frames::JOB;
 use extent::{Extent, ExtentSource};
 use input::Input;
-pub use limits::Limits;
+pub use limits::{EXPANSION_FREE, Limits};
 pub use probe::Compression;
 pub use tar::sparse::SparseForm;
 
@@ -43,6 +47,8 @@ pub struct Source {
     origin: Origin,
     member: Option<String>,
     limits: Limits,
+    threads: Option<NonZeroUsize>,
+    job: u64,
 }
 
 enum Origin {
@@ -71,7 +77,7 @@ impl Source {
     }
 
     fn new(origin: Origin) -> Self {
-        Self { origin, member: None, limits: Limits::default() }
+        Self { origin, member: None, limits: Limits::default(), threads: None, job: JOB }
     }
 
     /// Takes the archive's member `name`, rather than its single file or `disk.img`.
@@ -85,6 +91,22 @@ impl Source {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Sets how many threads may decode: as many as there are cores unless given. More than one is of
+    /// use where a source has many zstd frames, none of them over 32 MiB once decoded; what is read is
+    /// the same with any number. One decodes on the caller's own thread.
+    #[must_use]
+    pub fn with_threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Has even small frames decoded by threads: `job` bytes are worth it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn with_job(mut self, job: u64) -> Self {
+        self.job = job;
         self
     }
 
@@ -107,6 +129,12 @@ impl Source {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// How many threads may decode, if that was said.
+    #[must_use]
+    pub fn threads(&self) -> Option<NonZeroUsize> {
+        self.threads
     }
 
     /// What messages call the source.
@@ -136,7 +164,9 @@ impl Source {
             Origin::Reader(reader, _) => Input::reader(reader, hash)?,
             Origin::Stdin => Input::stdin(hash)?,
         };
-        let content = Content::new(input, &self.limits, control.clone())?;
+        let threads = self.threads.map_or_else(cores, NonZeroUsize::get).min(THREADS_MAX);
+        let decoding = Decoding { threads, job: self.job };
+        let content = Content::new(input, &self.limits, decoding, control.clone())?;
         let is_tar = tar::header::Header::probe(content.head());
         if is_tar.map_err(|defect| content.fault(defect))? {
             Ok(Opened::Tar(tar::Tar::new(content, &self.limits, self.member.as_deref())))
@@ -147,6 +177,13 @@ impl Source {
             bare::Bare::new(content, &self.limits).map(Opened::Bare)
         }
     }
+}
+
+/// Most threads that decode, however many there are cores.
+const THREADS_MAX: usize = 256;
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 impl From<&Path> for Source {
@@ -180,6 +217,7 @@ impl fmt::Debug for Source {
             .field("label", &self.label())
             .field("member", &self.member)
             .field("limits", &self.limits)
+            .field("threads", &self.threads)
             .finish()
     }
 }
@@ -211,6 +249,8 @@ pub(crate) struct Summary {
     pub(crate) compression: Compression,
     pub(crate) container: Container,
     pub(crate) sparse_form: SparseForm,
+    pub(crate) frames: u64,
+    pub(crate) threads: usize,
 }
 
 impl Opened {
@@ -226,8 +266,9 @@ impl Opened {
             }
         };
         let compression = content.compression();
+        let (frames, threads) = content.shares();
         let (bytes, sha256) = content.into_input().finish()?;
-        Ok(Summary { bytes, sha256, compression, container, sparse_form })
+        Ok(Summary { bytes, sha256, compression, container, sparse_form, frames, threads })
     }
 }
 

@@ -6,19 +6,28 @@
 //!
 //! All decoders keep one contract: [`Decoder::read`] fills what it is given, and gives less only
 //! when the content has ended *and* every frame, checksum and byte of the source was verified.
-//! What it decodes lands where the caller wants it; nothing is copied on the way. Caller:
+//! What one thread decodes lands where the caller wants it; nothing is copied on the way. Caller:
 //! `source::content`.
 
 #[cfg(feature = "gzip")]
 mod gzip;
 #[cfg(feature = "xz")]
 mod xz;
-mod zstd;
+pub(crate) mod zstd;
 
 use crate::error::Result;
 use crate::source::input::Input;
 use crate::source::limits::{Defect, Limits};
 use crate::source::probe::{self, Compression};
+
+/// How the work is shared out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decoding {
+    /// Threads that may decode; 1 is the caller's own.
+    pub(crate) threads: usize,
+    /// Bytes worth handing to another thread.
+    pub(crate) job: u64,
+}
 
 /// The decoder a source needs.
 pub(crate) enum Decoder {
@@ -32,14 +41,14 @@ pub(crate) enum Decoder {
 
 impl Decoder {
     /// Looks at the first bytes of `input` and picks the decoder.
-    pub(crate) fn new(mut input: Input, limits: &Limits) -> Result<Self> {
+    pub(crate) fn new(mut input: Input, limits: &Limits, decoding: Decoding) -> Result<Self> {
         let start = input.peek(probe::PROBE_LENGTH)?;
         if start.is_empty() {
             return Err(Defect::corrupt("the source is empty").at(0, None));
         }
         match probe::compression(start).map_err(|defect| defect.at(0, None))? {
             Compression::None => Ok(Self::Plain(input)),
-            Compression::Zstd => zstd::Zstd::new(input, limits).map(Self::Zstd),
+            Compression::Zstd => zstd::Zstd::new(input, limits, decoding).map(Self::Zstd),
             #[cfg(feature = "gzip")]
             Compression::Gzip => Ok(Self::Gzip(gzip::Gzip::new(input))),
             #[cfg(feature = "xz")]
@@ -78,8 +87,28 @@ impl Decoder {
         }
     }
 
-    /// The compressed bytes.
-    pub(crate) fn input(&self) -> &Input {
+    /// Bytes of the source that it took to decode what was read so far.
+    pub(crate) fn position(&self) -> u64 {
+        match self {
+            Self::Zstd(zstd) => zstd.position(),
+            other => other.input().position(),
+        }
+    }
+
+    /// zstd frames that were met, skippable ones not counted, and threads that decoded.
+    pub(crate) fn shares(&self) -> (u64, usize) {
+        match self {
+            Self::Zstd(zstd) => (zstd.frames(), zstd.threads()),
+            _ => (0, 1),
+        }
+    }
+
+    /// Length of the source in bytes, where it is known beforehand.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.input().length()
+    }
+
+    fn input(&self) -> &Input {
         match self {
             Self::Plain(input) => input,
             Self::Zstd(zstd) => zstd.input(),

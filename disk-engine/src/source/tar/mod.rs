@@ -260,7 +260,7 @@ impl Tar {
         self.members += 1;
         if self.members > self.limits.max_members {
             let message = format!("the archive has more than {} members", self.limits.max_members);
-            return Err(self.content.fault(Defect::limit(message, "max_members")));
+            return Err(self.content.fault(Defect::limit(message, "max_members (--max-members)")));
         }
         let mut sparse = attributes.sparse;
         let name = sparse.name.take().or(attributes.path).or(long_name);
@@ -372,7 +372,7 @@ impl ExtentSource for Tar {
         let Some(member) = &mut self.current else { return Ok(0) };
         let wanted = at_most(member.unread, bytes.len());
         let room = bytes.get_mut(..wanted).unwrap_or_default();
-        if self.content.read(room)? < wanted {
+        if self.content.read_disk(room)? < wanted {
             return Err(self.content.truncated("a member's data"));
         }
         let from_start = member.told == member.unread;
@@ -384,7 +384,7 @@ impl ExtentSource for Tar {
     }
 
     fn progress(&self) -> (u64, Option<u64>) {
-        (self.content.input().position(), self.content.input().length())
+        self.content.progress()
     }
 }
 

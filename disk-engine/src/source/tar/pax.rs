@@ -78,7 +78,7 @@ impl Budget {
         if bytes > self.0 {
             return Err(Defect::limit(
                 "a member has too many bytes of pax records and names",
-                "max_metadata",
+                "max_metadata (--max-metadata)",
             ));
         }
         Ok(())
@@ -267,7 +267,9 @@ fn map(bytes: &mut Bytes<'_>, length: u64, limits: &Limits) -> Result<MapBuilder
     let mut map = MapBuilder::new(limits.max_extents);
     let longest = (limits.max_extents as u64).saturating_mul(2 * (DIGITS + 1));
     if length > longest {
-        return Err(bytes.fault(Defect::limit("a sparse map is too long", "max_extents")));
+        return Err(
+            bytes.fault(Defect::limit("a sparse map is too long", "max_extents (--max-extents)"))
+        );
     }
     let end = bytes.left().saturating_sub(length);
     let mut offset = None;

@@ -86,7 +86,7 @@ impl MapBuilder {
     pub(crate) fn push(&mut self, offset: u64, length: u64) -> Result<(), Defect> {
         if self.entries >= self.most {
             let message = format!("a sparse map has more than {} entries", self.most);
-            return Err(Defect::limit(message, "max_extents"));
+            return Err(Defect::limit(message, "max_extents (--max-extents)"));
         }
         if offset < self.end {
             return Err(Defect::corrupt(format!(
@@ -111,9 +111,9 @@ impl MapBuilder {
                     "a sparse map's entry at {offset:#x} does not begin at a whole block"
                 )));
             }
-            self.ranges
-                .try_reserve(1)
-                .map_err(|_| Defect::limit("no memory for a sparse map", "max_extents"))?;
+            self.ranges.try_reserve(1).map_err(|_| {
+                Defect::limit("no memory for a sparse map", "max_extents (--max-extents)")
+            })?;
             self.ranges.push(Range { offset, length });
             self.closed = !length.is_multiple_of(BLOCK as u64);
         }
@@ -208,7 +208,7 @@ pub(crate) fn read_pax_10(
     let mut map = MapBuilder::new(most);
     if count > most as u64 {
         let message = format!("a sparse map claims {count} entries, more than {most}");
-        return Err(bytes.fault(Defect::limit(message, "max_extents")));
+        return Err(bytes.fault(Defect::limit(message, "max_extents (--max-extents)")));
     }
     for _ in 0..count {
         let (offset, length) = (line(&mut bytes)?, line(&mut bytes)?);

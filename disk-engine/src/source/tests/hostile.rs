@@ -255,6 +255,7 @@ fn each_limit_has_a_kind_and_names_its_option() {
         max_metadata: 2000,
         max_image_size: 1 << 20,
         max_members: 3,
+        ..Limits::default()
     };
     let pairs: Vec<_> = (0..11).map(|index| (index * 1024, 512)).collect();
     let text: Vec<_> = pairs.iter().map(|(offset, length)| format!("{offset},{length}")).collect();
@@ -294,7 +295,15 @@ fn each_limit_has_a_kind_and_names_its_option() {
     ] {
         let error = run(source_of(source).with_limits(limits)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{option}: {error}");
-        assert!(error.hint().unwrap().contains(option), "{option}: {error}");
+        let flag = match option {
+            "max_window" => "--long",
+            "max_extents" => "--max-extents",
+            "max_metadata" => "--max-metadata",
+            "max_image_size" => "--max-size",
+            _ => "--max-members",
+        };
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(option) && hint.contains(flag), "{option}: {error}");
     }
     #[cfg(feature = "xz")]
     {
@@ -308,6 +317,80 @@ fn each_limit_has_a_kind_and_names_its_option() {
         encoder.write_all(&noise(100)).unwrap();
         let error = run(source_of(encoder.finish().unwrap()).with_limits(limits)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
+    }
+}
+
+/// Pulls everything out of a source and drops it.
+fn pull(source: Source) -> Result<u64> {
+    use crate::source::extent::{Extent, ExtentSource};
+    let mut opened = source.open(false, &crate::Control::new())?;
+    let mut room = vec![0; 256 << 10];
+    let mut read = 0;
+    while let Some(extent) = opened.next_extent()? {
+        let Extent::Data { length, .. } = extent else { continue };
+        let mut left = length.unwrap_or(u64::MAX);
+        while left > 0 {
+            let wanted = usize::try_from(left).map_or(room.len(), |left| left.min(room.len()));
+            let count = opened.read(&mut room[..wanted])?;
+            (left, read) = (left - count as u64, read + count as u64);
+            if count < wanted {
+                break;
+            }
+        }
+    }
+    opened.finish().map(|_| read)
+}
+
+/// `mib` MiB of one byte, which zstd makes 30,000 times smaller, in one frame or in many.
+fn monotone(byte: u8, mib: usize, framed: bool) -> Vec<u8> {
+    let piece = vec![byte; 1 << 20];
+    if framed {
+        return zstd(&piece).repeat(mib);
+    }
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 1).unwrap();
+    (0..mib).for_each(|_| encoder.write_all(&piece).unwrap());
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn what_expands_too_far_is_refused_unless_it_turns_into_holes() {
+    let raised = Limits { max_expansion: 40_000, ..Limits::default() };
+    for framed in [false, true] {
+        let bomb = monotone(7, 1300, framed);
+        let error = pull(source_of(bomb.clone())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
+        assert!(error.hint().unwrap().contains("max_expansion (--max-expansion)"), "{error}");
+        assert!(error.offset().is_some_and(|at| at <= bomb.len() as u64), "{error}");
+        assert_eq!(pull(source_of(bomb).with_limits(raised)).unwrap(), 1300 << 20);
+        // Zeros of the disk, however many; and a little of anything.
+        assert_eq!(pull(source_of(monotone(0, 1400, framed))).unwrap(), 1400 << 20);
+        assert_eq!(pull(source_of(monotone(7, 1000, framed))).unwrap(), 1000 << 20);
+    }
+    // Nobody wants the member, and what is skipped takes no room, but time.
+    let header = |name: &[u8], mib: u64| header(name, b'0', &number(mib << 20)).to_vec();
+    for byte in [0, 7] {
+        let archive = [
+            zstd(&header(b"notes", 1300)),
+            monotone(byte, 1300, false),
+            zstd(&Archive::default().file("disk.img", &noise(700)).end()),
+        ]
+        .concat();
+        let source = || source_of(archive.clone()).with_member("disk.img");
+        let error = pull(source()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{byte}: {error}");
+        assert_eq!(pull(source().with_limits(raised)).unwrap(), 700);
+    }
+    #[cfg(feature = "gzip")]
+    {
+        // gzip ends at 1,032 to one by itself, and stays below 1,000 here.
+        let piece = vec![7; 1 << 20];
+        let bomb = gzip(&piece).repeat(1300);
+        let most = Limits { max_expansion: 10, ..Limits::default() };
+        assert_eq!(
+            pull(source_of(bomb.clone()).with_limits(most)).unwrap_err().kind(),
+            ErrorKind::Limit
+        );
+        assert!(pull(source_of(bomb)).is_ok());
     }
 }
 

@@ -5,11 +5,13 @@
 //! hostile    what is refused, by which name, leaving nothing
 //! archives   files made by other programs, in testdata/archives
 //! random     arbitrary bytes and mutated archives
+//! parallel   one thread or many: the same outcome
 //! ```
 
 mod archives;
 mod forms;
 mod hostile;
+mod parallel;
 mod random;
 
 use std::fs::File;
@@ -58,7 +60,9 @@ fn check_report(file: &File, bytes: &[u8], report: &TransferReport) {
         covered[start..end].fill(true);
     }
     assert!(bytes.iter().zip(covered).all(|(byte, covered)| *byte == 0 || covered));
-    assert!(crate::sys::space::allocated(&file.metadata().unwrap()) <= report.written_bytes + 4096);
+    let allocated = crate::sys::space::allocated(&file.metadata().unwrap());
+    let written = report.written_bytes;
+    assert!(allocated <= written + 4096, "{allocated} bytes allocated for {written}");
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
