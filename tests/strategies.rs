@@ -665,6 +665,39 @@ fn a_vm_has_one_disk_whichever_strategy_is_asked_for_next() {
 }
 
 #[test]
+fn two_vms_never_get_one_disk_by_a_link() {
+    for (strategy, name) in [(Strategy::Auto, "primary.qcow2"), (Strategy::Copy, "primary.img")] {
+        let mut job = Job::new(None);
+        job.options.strategy = strategy;
+        job.run().unwrap();
+        let (disk, other) = (job.vm("vm0").join(name), job.vm("vm2").join(name));
+        let guest = fs::read(&disk).unwrap();
+        fs::remove_file(&other).unwrap();
+        fs::hard_link(&disk, &other).unwrap();
+        let misfit = |job: &Job| {
+            let error = job.run().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+            assert!(error.message().contains("two VMs"), "{error}");
+        };
+        misfit(&job);
+        // Replaced, each name is a file of its own again.
+        job.options.fresh = true;
+        job.run().unwrap();
+        let inode = |path| fs::metadata(path).unwrap().ino();
+        assert_ne!(inode(&disk), inode(&other));
+        fs::remove_file(&other).unwrap();
+        symlink(&disk, &other).unwrap();
+        let before = inode(&disk);
+        for fresh in [true, false] {
+            job.options.fresh = fresh;
+            misfit(&job);
+        }
+        assert_eq!(inode(&disk), before);
+        assert!(fs::read(&disk).unwrap() == guest);
+    }
+}
+
+#[test]
 fn a_preparation_that_fails_removes_its_copies_and_folders_only() {
     let job = Job::new(None);
     fs::create_dir_all(job.vm("vm2")).unwrap();

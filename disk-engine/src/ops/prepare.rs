@@ -88,7 +88,8 @@ pub struct PreparedDisk {
 /// # Errors
 ///
 /// As [`ImageCache::base_with`] and [`DiskBuilder::create`]; [`ErrorKind::NoSpace`] for what cannot
-/// fit; [`ErrorKind::Mismatch`] if a VM's folder holds a disk of the other format;
+/// fit; [`ErrorKind::Mismatch`] if a VM's folder holds a disk of the other format, or two VMs' disks are
+/// one file;
 /// [`ErrorKind::Busy`] if another call works in the folder for longer than `options.base.timeout`.
 ///
 /// [`ErrorKind::Busy`]: crate::ErrorKind::Busy
@@ -115,10 +116,14 @@ pub fn prepare(
 /// Where the disk of VM number `node` lies, if it has that format.
 #[must_use]
 pub fn disk_path(folder: &Path, node: usize, format: BaseFormat) -> PathBuf {
-    folder.join(format!("vm{node}")).join(match format {
+    folder.join(format!("vm{node}")).join(file_name(format))
+}
+
+fn file_name(format: BaseFormat) -> &'static str {
+    match format {
         BaseFormat::Raw => RAW_DISK_NAME,
         BaseFormat::Qcow2 => DISK_NAME,
-    })
+    }
 }
 
 fn make_disks(base: &CachedBase, options: &PrepareOptions) -> Result<Vec<PreparedDisk>> {
@@ -132,6 +137,7 @@ fn make_disks(base: &CachedBase, options: &PrepareOptions) -> Result<Vec<Prepare
     let places: Vec<_> =
         (0..options.nodes).map(|node| Place::look(&options.folder, node)).collect();
     places.iter().try_for_each(|place| place.check(format, options.fresh))?;
+    Place::check_apart(&places, format, options.fresh)?;
     let all_kept = !options.fresh && places.iter().all(Place::is_taken);
     let per_disk = if all_kept { 0 } else { builder.space_needed()? };
     let needs = places.iter().map(|place| place.need(options.fresh, per_disk));

@@ -5,11 +5,13 @@
 //! vm3/primary.img       a raw disk        for the other format gets an error, not a second disk
 //! ```
 
+use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::disk_path;
+use super::{disk_path, file_name};
 use crate::base::BaseFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::strategy::room::Need;
@@ -70,6 +72,30 @@ impl Place {
             return Err(Error::new(ErrorKind::Busy, "another program has the image open")
                 .with_path(path)
                 .with_hint("stop its VM first"));
+        }
+        Ok(())
+    }
+
+    /// Refuses two VMs whose disks are one file, by a link: both would write to it. Replaced, the names
+    /// of one file part, but a symbolic link stays and leads to the other VM's disk.
+    pub(super) fn check_apart(places: &[Self], format: BaseFormat, fresh: bool) -> Result<()> {
+        let mut seen: HashMap<_, (&Path, bool)> = HashMap::new();
+        for (_, path, metadata) in places.iter().flat_map(|place| &place.standing) {
+            let is_link = metadata.is_symlink();
+            // One that leads nowhere is found out about when a disk is made there.
+            let followed = if is_link { fs::metadata(path).ok() } else { Some(metadata.clone()) };
+            let Some(followed) = followed.filter(|_| path.ends_with(file_name(format))) else {
+                continue;
+            };
+            if let Some((other, other_is_link)) =
+                seen.insert((followed.dev(), followed.ino()), (path, is_link))
+                && (!fresh || is_link || other_is_link)
+            {
+                let message = format!("two VMs would write to one disk, which is {other:?} too");
+                return Err(Error::new(ErrorKind::Mismatch, message)
+                    .with_path(path)
+                    .with_hint("remove the link"));
+            }
         }
         Ok(())
     }

@@ -30,6 +30,10 @@ pub(crate) struct Decoding {
 }
 
 /// The decoder a source needs.
+#[cfg_attr(
+    not(any(feature = "gzip", feature = "xz")),
+    expect(clippy::large_enum_variant, reason = "there is one, and it is not moved around")
+)]
 pub(crate) enum Decoder {
     Plain(Input),
     Zstd(zstd::Zstd),
