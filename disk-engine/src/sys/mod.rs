@@ -9,6 +9,7 @@
 //! image_lock  the byte ranges QEMU locks in an image it has open
 //! lock      advisory locks on open files, and who released what
 //! open      files that may not be what their names say
+//! owner     giving a new file to another user
 //! pending   a new file: unnamed or under a random name, published complete or not at all
 //! reflink   two files, one storage
 //! sparse    where a file has data and where it has holes
@@ -25,6 +26,7 @@ pub mod host;
 pub mod image_lock;
 pub mod lock;
 pub mod open;
+pub mod owner;
 pub mod pending;
 pub mod random;
 pub mod reflink;
