@@ -155,8 +155,20 @@ fn read_manifest(layout: &Layout, key: &CacheKey, base: &Metadata) -> Result<Man
     if (manifest.modified, 0) != (base.mtime(), base.mtime_nsec()) {
         return Err(wrong("the base was modified after it was made"));
     }
-    if manifest.boot.is_some() && manifest.boot != this_boot()? {
-        return Err(wrong("the base was never synced, and the machine was restarted since"));
+    if manifest.boot.is_some() {
+        match this_boot()? {
+            boot if boot == manifest.boot => {}
+            Some(_) => {
+                return Err(wrong(
+                    "the base was never synced, and the machine was restarted since",
+                ));
+            }
+            None => {
+                return Err(wrong(
+                    "the base was never synced, and nobody tells which boot this is",
+                ));
+            }
+        }
     }
     Ok(manifest)
 }
