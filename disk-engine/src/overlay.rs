@@ -31,6 +31,7 @@ use qcow2_format::{CreateOptions, Header};
 use crate::base::{BaseFormat, BaseImage};
 use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::owner;
 use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 pub use identity::BaseIdentity;
 pub use rebase::{RebaseOptions, RebaseReport, rebase};
@@ -154,8 +155,7 @@ impl OverlayBuilder<'_> {
         let pending = PendingFile::create(&self.path, self.existing, FileMode::Exact(self.mode))?;
         image.write_to(pending.file()).map_err(|error| from_format(error, &self.path))?;
         if let Some((user, group)) = self.owner {
-            std::os::unix::fs::fchown(pending.file(), user, group)
-                .map_err(|error| Error::io("change the owner of", &self.path, error))?;
+            owner::change(pending.file(), &self.path, user, group)?;
         }
         // Before it is there: an overlay that nobody noted could lose its base.
         self.base.note_overlay(&self.path)?;

@@ -14,11 +14,13 @@
 //! A scenario is one command and what is right about it. Suites hold a table of them.
 
 mod calls;
+pub mod commands;
 mod tracer;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -57,7 +59,7 @@ pub struct Scenario {
 pub struct Place {
     path: PathBuf,
     /// Removed with the value.
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Place {
@@ -65,10 +67,31 @@ impl Place {
     #[must_use]
     pub fn new(folder: tempfile::TempDir) -> Self {
         let path = folder.path().canonicalize().expect("a folder just made");
-        let place = Self { path, _folder: folder };
+        let place = Self { path, _folder: Some(folder) };
         fs::create_dir(place.fixed()).expect("a new folder");
         fs::create_dir(place.work()).expect("a new folder");
         place
+    }
+
+    /// A place in an empty folder, as the root of a file system, that reads the files of another
+    /// place.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be made.
+    #[must_use]
+    pub fn beside(other: &Self, path: &Path) -> Self {
+        let place =
+            Self { path: path.canonicalize().expect("a folder that is there"), _folder: None };
+        symlink(other.fixed(), place.fixed()).expect("an empty folder");
+        fs::create_dir(place.work()).expect("an empty folder");
+        place
+    }
+
+    /// The folder of both.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.path
     }
 
     /// Where the command runs; emptied before every run.
@@ -150,41 +173,97 @@ struct Tally {
 }
 
 impl Scenario {
-    /// Strikes `program` at its calls, in `place`; panics with all that is wrong. Prints how many
-    /// points there are, and how many were tried.
+    /// The command, to be run in [`Place::work`].
+    #[must_use]
+    pub fn command(&self, program: &Path, place: &Place) -> Command {
+        let mut command = Command::new(program);
+        command.arg("--json").args(&self.arguments).current_dir(place.work());
+        command.stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+        command
+    }
+
+    /// Empties the place, and puts there what the command is to find. Says which left-overs are
+    /// among that.
+    pub fn begin(&self, place: &Place) -> Vec<PathBuf> {
+        place.reset();
+        (self.setup)(place);
+        place.left_overs()
+    }
+
+    /// Judges a run that had to do with less than it may have needed: a success, or an error with
+    /// one of `codes`. Says which, the error as JSON. What was `found` by the command may still be
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn judge_confined(
+        &self,
+        place: &Place,
+        found: &[PathBuf],
+        output: &Output,
+        codes: &[&str],
+    ) -> Result<Option<Value>, String> {
+        let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        let told = |why: String| format!("{}: {why}: {said}", self.name);
+        (self.whole)(place).map_err(told)?;
+        if output.status.success() {
+            (self.done)(place).map_err(told)?;
+        }
+        match (output.status.code(), place.left_overs_beside(found)) {
+            (_, left) if !left.is_empty() => Err(told(format!("left over: {left:?}"))),
+            (Some(0), _) => Ok(None),
+            (Some(code), _) => {
+                let error = check_words(code, &said).map_err(told)?;
+                match error["code"].as_str() {
+                    Some(code) if codes.contains(&code) => Ok(Some(error)),
+                    _ => Err(told("an error of another kind".to_owned())),
+                }
+            }
+            (None, _) => Err(told(format!("{}", output.status))),
+        }
+    }
+
+    /// Runs the command again, in peace, and judges that.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
     ///
     /// # Panics
     ///
-    /// Something is wrong.
-    pub fn run(&self, program: &Path, place: &Place) {
-        if let Err(why) = can_watch() {
-            tool::left_out(&format!("faults at every call of {:?}", self.name), &why);
-            return;
-        }
-        let command = || {
-            let mut command = Command::new(program);
-            command.arg("--json").args(&self.arguments).current_dir(place.work());
-            // The output of a panic is for a person, and has to be found.
-            command.env("RUST_BACKTRACE", "0");
-            command
-        };
-        let begin = || {
-            place.reset();
-            (self.setup)(place);
-        };
-        begin();
+    /// The program does not start.
+    pub fn again(&self, program: &Path, place: &Place, found: &[PathBuf]) -> Verdict {
+        let again = self.command(program, place).output().expect("it started before");
+        self.judge_again(place, &again, found).map_err(|why| format!("{}: {why}", self.name))
+    }
+
+    /// Strikes `program` at its calls, in `place`. Prints how many points there are, and how many
+    /// were tried.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, a line each.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be watched, see [`can_watch`].
+    pub fn strike(&self, program: &Path, place: &Place) -> Verdict {
+        let command = || self.command(program, place);
+        let found = self.begin(place);
         let fixed = place.fixed_state();
-        let found = place.left_overs();
         let clean = watch(&mut command(), &place.path, None).expect("it could be watched before");
         let told = String::from_utf8_lossy(&clean.stderr).into_owned();
-        assert_eq!(clean.end, Ok(0), "{}: {told}", self.name);
-        (self.done)(place).unwrap_or_else(|why| panic!("{}, undisturbed: {why}", self.name));
-        assert_eq!(place.left_overs(), Vec::<PathBuf>::new(), "{}, undisturbed", self.name);
+        if clean.end != Ok(0) || !place.left_overs().is_empty() {
+            let (end, left) = (clean.end, place.left_overs());
+            return Err(format!("{}, undisturbed: {end:?}, left {left:?}, {told}\n", self.name));
+        }
+        (self.done)(place).map_err(|why| format!("{}, undisturbed: {why}\n", self.name))?;
 
         let mut tally = Tally { calls: clean.calls.len(), ..Tally::default() };
         let mut wrong = Vec::new();
         for (call, fault) in self.points(&clean.calls, &mut tally) {
-            begin();
+            self.begin(place);
             let strike = Strike { at: call, fault, before: Box::new(|| {}) };
             let watched =
                 watch(&mut command(), &place.path, Some(strike)).expect("it could be watched");
@@ -193,7 +272,7 @@ impl Scenario {
             }
             let mut verdict = self.judge(place, call, fault, &watched, &found, &mut tally);
             if verdict.is_ok() {
-                let again = command().stdin(Stdio::null()).output().expect("it started before");
+                let again = command().output().expect("it started before");
                 verdict = self.judge_again(place, &again, &found);
                 if verdict.is_ok() && watched.end != Ok(0) && !watched.killed() {
                     verdict = check_sync(call, &again);
@@ -212,11 +291,14 @@ impl Scenario {
              tried; {missed} calls not met again",
             self.name, faults.1, faults.0, kills.1, kills.0
         ));
-        let mut text = String::new();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let mut text = format!("{}: {} points went wrong\n", self.name, wrong.len());
         for line in &wrong {
             let _ = writeln!(text, "  {line}");
         }
-        assert!(wrong.is_empty(), "{}: {} points went wrong\n{text}", self.name, wrong.len());
+        Err(text)
     }
 
     /// Which points are tried: all, or as many as asked for, evenly spread.
@@ -308,10 +390,10 @@ fn check_sync(call: &Call, again: &Output) -> Verdict {
     }
 }
 
-/// Whether an error tells a person what to do and a program what it was.
-fn check_error(fault: Fault, code: i32, said: &str) -> Verdict {
-    let value: Value = serde_json::from_str(said).map_err(|_| "no error in JSON".to_owned())?;
-    let error = &value["error"];
+/// Whether an error tells a person what to do and a program what it was; the error.
+fn check_words(code: i32, said: &str) -> Result<Value, String> {
+    let mut value: Value = serde_json::from_str(said).map_err(|_| "no error in JSON".to_owned())?;
+    let error = value["error"].take();
     let kind = error["code"].as_str().unwrap_or_default();
     let expected = match kind {
         "invalid-input" => 2,
@@ -330,6 +412,13 @@ fn check_error(fault: Fault, code: i32, said: &str) -> Verdict {
     if error["path"].as_str().is_none_or(str::is_empty) {
         return Err("an error without a path".to_owned());
     }
+    Ok(error)
+}
+
+/// Whether the error is that of the fault.
+fn check_error(fault: Fault, code: i32, said: &str) -> Verdict {
+    let error = check_words(code, said)?;
+    let kind = error["code"].as_str().unwrap_or_default();
     let Fault::Error(errno) = fault else {
         return Err("an error, and nothing failed for good".to_owned());
     };

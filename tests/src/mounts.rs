@@ -18,6 +18,8 @@ use crate::tool::left_out;
 pub enum Kind {
     /// No reflinks.
     Ext4,
+    /// No reflinks, and 48 inodes.
+    Ext4FewFiles,
     /// Reflinks.
     Btrfs,
     /// Reflinks, which `mkfs.xfs` turns on by itself.
@@ -33,6 +35,7 @@ impl Kind {
     fn mkfs(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0"],
+            Self::Ext4FewFiles => &["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-N", "48"],
             Self::Btrfs => &["mkfs.btrfs", "-q"],
             Self::Xfs => &["mkfs.xfs", "-q"],
             Self::XfsWithout => &["mkfs.xfs", "-q", "-m", "reflink=0"],

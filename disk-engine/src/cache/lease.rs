@@ -34,6 +34,8 @@ const TRIES: usize = 8;
 
 /// The objection to a base that may have lost data.
 const STALE: &str = "the base was never synced, and the machine was restarted since";
+/// The objection to a base that was not synced where the boot cannot be told.
+const BOOTLESS: &str = "the base was never synced, and nobody tells which boot this is";
 
 /// What stands under a key.
 #[derive(Debug)]
@@ -197,15 +199,19 @@ fn read_manifest(layout: &Layout, key: &CacheKey, base: &Metadata) -> Result<Man
     if (manifest.modified, 0) != (base.mtime(), base.mtime_nsec()) {
         return Err(wrong("the base was modified after it was made"));
     }
-    if manifest.boot.is_some() && manifest.boot != this_boot()? {
-        return Err(wrong(STALE));
+    if manifest.boot.is_some() {
+        match this_boot()? {
+            boot if boot == manifest.boot => {}
+            Some(_) => return Err(wrong(STALE)),
+            None => return Err(wrong(BOOTLESS)),
+        }
     }
     Ok(manifest)
 }
 
 /// Whether a base is damaged for nothing but a restart of the machine: all else was looked at before.
 pub(crate) fn is_stale(error: &Error) -> bool {
-    error.message() == STALE
+    [STALE, BOOTLESS].contains(&error.message())
 }
 
 fn damaged(message: &'static str) -> Error {

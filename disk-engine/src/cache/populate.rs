@@ -323,7 +323,9 @@ impl Request<'_> {
         key: &CacheKey,
     ) -> Result<Acquired<Box<Lease>>> {
         let (layout, durability) = (self.layout, self.options.durability);
-        self.waiter.acquire(path, mode, &self.purpose, || find(layout, key, durability))
+        self.waiter
+            .acquire(path, mode, &self.purpose, || find(layout, key, durability))
+            .map_err(|error| read_only(layout, key, error))
     }
 
     fn find(&self, key: &CacheKey) -> Result<Option<Box<Lease>>> {
@@ -352,6 +354,24 @@ fn confirm(layout: &Layout, key: &CacheKey, durability: Durability) -> Result<()
     match durability {
         Durability::None => Ok(()),
         _ => pending::sync_folder(&layout.base(key)),
+    }
+}
+
+/// In a cache nobody may write to, a base that is there and cannot be used is the reason for all
+/// that follows.
+fn read_only(layout: &Layout, key: &CacheKey, error: Error) -> Error {
+    if error.kind() != ErrorKind::PermissionDenied {
+        return error;
+    }
+    match lease::look_up(layout, key) {
+        Ok(Lookup::Damaged(reason)) => {
+            let message = "the base is to be made anew, and the cache cannot be written to";
+            Error::new(ErrorKind::PermissionDenied, message)
+                .with_path(layout.base(key))
+                .with_hint("a base that was made durable is good in every boot and sandbox")
+                .with_source(reason)
+        }
+        _ => error,
     }
 }
 

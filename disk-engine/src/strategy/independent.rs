@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, fchown};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::source::{BaseFile, check_can_be_copied};
@@ -18,7 +18,7 @@ use crate::control::{Control, Event};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::input;
 use crate::sys::pending::{Existing, FileMode, PendingFile};
-use crate::sys::{copy, fiemap, file_system, reflink};
+use crate::sys::{copy, fiemap, file_system, owner, reflink};
 
 /// Bytes copied between two looks at the cancel token.
 const STEP: u64 = 16 << 20;
@@ -58,7 +58,7 @@ pub(super) fn create(request: &DiskBuilder<'_>, means: Means) -> Result<Provided
     base.check_unchanged()?;
     reuse::note_base(file, request.base, path)?;
     if let Some((user, group)) = request.owner {
-        fchown(file, user, group).map_err(|error| Error::io("change the owner of", path, error))?;
+        owner::change(file, path, user, group)?;
     }
     request.control.check()?;
     pending.publish(request.durability)?;

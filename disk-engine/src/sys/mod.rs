@@ -10,6 +10,7 @@
 //! lock      advisory locks on open files, and who released what
 //! mount     what is mounted where, with which options
 //! open      files that may not be what their names say
+//! owner     giving a new file to another user
 //! pending   a new file: unnamed or under a random name, published complete or not at all
 //! reflink   two files, one storage
 //! sparse    where a file has data and where it has holes
@@ -27,6 +28,7 @@ pub mod image_lock;
 pub mod lock;
 pub mod mount;
 pub mod open;
+pub mod owner;
 pub mod pending;
 pub mod random;
 pub mod reflink;
