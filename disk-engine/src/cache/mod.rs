@@ -188,9 +188,9 @@ impl ImageCache {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) if a folder of it belongs to someone else,
+    /// [`ErrorKind::Refused`] if a folder of it belongs to someone else,
     /// may be written to by others, or is a symbolic link;
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if its file system has no locks, or
+    /// [`ErrorKind::Unsupported`] if its file system has no locks, or
     /// keeps them from other machines; otherwise what the system says.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(folder, &CacheOptions::default())
@@ -211,7 +211,7 @@ impl ImageCache {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none; otherwise as
+    /// [`ErrorKind::NotFound`] if there is none; otherwise as
     /// [`ImageCache::open`].
     pub fn existing(folder: impl AsRef<Path>) -> Result<Self> {
         let layout = Layout::existing(folder.as_ref())?;
@@ -238,14 +238,14 @@ impl ImageCache {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Busy`](crate::ErrorKind::Busy): someone else is making it, for longer than
+    /// - [`ErrorKind::Busy`]: someone else is making it, for longer than
     ///   the timeout; the message says who.
-    /// - [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled): the caller cancelled.
-    /// - [`ErrorKind::Mismatch`](crate::ErrorKind::Mismatch): the source has another digest than
+    /// - [`ErrorKind::Cancelled`]: the caller cancelled.
+    /// - [`ErrorKind::Mismatch`]: the source has another digest than
     ///   was stated, or changed while it was read.
-    /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): the cache's file system cannot
+    /// - [`ErrorKind::Unsupported`]: the cache's file system cannot
     ///   lock, or the source is of a kind this crate does not handle.
-    /// - [`ErrorKind::Refused`](crate::ErrorKind::Refused): something else stands where a lock file
+    /// - [`ErrorKind::Refused`]: something else stands where a lock file
     ///   belongs.
     /// - What extracting the source says: corrupt, not found, no space.
     ///
@@ -263,7 +263,7 @@ impl ImageCache {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Busy`](crate::ErrorKind::Busy) if it is being removed or replaced at this moment;
+/// [`ErrorKind::Busy`] if it is being removed or replaced at this moment;
 /// otherwise what the system says.
 pub(crate) fn lease_of(path: &Path) -> Result<Option<BaseImage>> {
     let Some((root, key)) = Layout::of_base(path) else { return Ok(None) };
