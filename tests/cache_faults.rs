@@ -20,6 +20,8 @@ use testkit::tool::{left_out, memory_folder, tell};
 
 /// The command itself, as a program of this package.
 const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
+/// How long files are left alone, so that their digests are remembered in every run or in none.
+const SETTLED: Duration = Duration::from_millis(2200);
 
 #[test]
 fn every_command_is_struck_at_every_call() {
@@ -37,9 +39,8 @@ fn every_command_is_struck_at_every_call() {
                     let Some(scenario) = table.lock().unwrap().pop() else { break };
                     let place = Place::new(memory_folder());
                     fill(&place);
-                    // Only of files that were left alone for a while digests are remembered.
                     if scenario.arguments.iter().any(|argument| argument == "--cache") {
-                        thread::sleep(Duration::from_millis(2100));
+                        thread::sleep(SETTLED);
                     }
                     if let Err(why) = scenario.strike(Path::new(ENGINE), &place) {
                         wrong.lock().unwrap().push_str(&why);
@@ -64,6 +65,7 @@ fn reflinks_are_struck_at_every_call() {
     };
     let sources = Place::new(memory_folder());
     fill(&sources);
+    thread::sleep(SETTLED);
     let place = Place::beside(&sources, &mount.path());
     for scenario in commands::all().iter().filter(|scenario| scenario.name == "prepare_raw") {
         scenario.strike(Path::new(ENGINE), &place).unwrap_or_else(|why| panic!("{why}"));

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use disk_engine::sys::space;
 use nix::sys::resource::{Resource, setrlimit};
 use testkit::faults::commands::{self, fill};
-use testkit::faults::{Place, Scenario, files};
+use testkit::faults::{Found, Place, Scenario, files};
 use testkit::mounts::{Kind, Mount};
 use testkit::tool::{left_out, memory_folder, tell};
 
@@ -49,7 +49,7 @@ impl Tally {
         &mut self,
         scenario: &Scenario,
         place: &Place,
-        found: &[PathBuf],
+        found: &Found,
         (output, codes): (&Output, &[&str]),
         relieve: impl FnOnce(),
     ) -> Result<(), String> {
@@ -125,7 +125,7 @@ fn with_little_room(what: &str, kind: Kind, mib: u64, steps: u64, some: &[&str])
         }
         scenario.begin(&place);
         let before = free(&root);
-        scenario.again(Path::new(ENGINE), &place, &[]).unwrap();
+        scenario.again(Path::new(ENGINE), &place, &Found::default()).unwrap();
         let takes = before.saturating_sub(free(&root));
         for step in 0..=steps {
             let found = scenario.begin(&place);

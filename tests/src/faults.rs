@@ -6,7 +6,8 @@
 //!
 //! judged at once      an exit code of ours, never a panic, signal or hang; an error that names what
 //!                     was being done and the file, under the right code; nothing half-made under a
-//!                     final name; no left-overs, unless it was killed or a removal failed
+//!                     final name; no left-overs and nothing new outside of the cache, unless it
+//!                     was killed or a removal failed
 //! judged at the end   success, the right content, no left-overs; what could not be synced was made
 //!                     anew
 //! ```
@@ -52,6 +53,13 @@ pub struct Scenario {
     pub whole: fn(&Place) -> Verdict,
     /// What a success must have made.
     pub done: fn(&Place) -> Verdict,
+}
+
+/// What a command finds.
+#[derive(Debug, Default)]
+pub struct Found {
+    left_overs: Vec<PathBuf>,
+    outside: Vec<PathBuf>,
 }
 
 /// The folders of one scenario.
@@ -127,10 +135,17 @@ impl Place {
         files(&self.work()).into_iter().filter(is_left_over).collect()
     }
 
+    /// Files and folders outside of the cache.
+    fn outside(&self) -> Vec<PathBuf> {
+        let mut found = everything(&self.work());
+        found.retain(|path| !path.starts_with(self.work().join("cache")));
+        found
+    }
+
     /// Left-overs but for those that were found: whoever is struck on his way to remove them need
     /// not have done so.
-    fn left_overs_beside(&self, found: &[PathBuf]) -> Vec<PathBuf> {
-        self.left_overs().into_iter().filter(|path| !found.contains(path)).collect()
+    fn left_overs_beside(&self, found: &Found) -> Vec<PathBuf> {
+        self.left_overs().into_iter().filter(|path| !found.left_overs.contains(path)).collect()
     }
 
     /// Names, sizes and times of what no run may change.
@@ -147,14 +162,20 @@ impl Place {
 /// All files below a folder, sorted.
 #[must_use]
 pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = everything(folder);
+    found.retain(|path| !path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()));
+    found
+}
+
+/// All files and folders below a folder, sorted.
+fn everything(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            found.push(entry.path());
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 folders.push(entry.path());
-            } else {
-                found.push(entry.path());
             }
         }
     }
@@ -182,12 +203,11 @@ impl Scenario {
         command
     }
 
-    /// Empties the place, and puts there what the command is to find. Says which left-overs are
-    /// among that.
-    pub fn begin(&self, place: &Place) -> Vec<PathBuf> {
+    /// Empties the place, and puts there what the command is to find; says what that is.
+    pub fn begin(&self, place: &Place) -> Found {
         place.reset();
         (self.setup)(place);
-        place.left_overs()
+        Found { left_overs: place.left_overs(), outside: place.outside() }
     }
 
     /// Judges a run that had to do with less than it may have needed: a success, or an error with
@@ -200,7 +220,7 @@ impl Scenario {
     pub fn judge_confined(
         &self,
         place: &Place,
-        found: &[PathBuf],
+        found: &Found,
         output: &Output,
         codes: &[&str],
     ) -> Result<Option<Value>, String> {
@@ -214,6 +234,7 @@ impl Scenario {
             (_, left) if !left.is_empty() => Err(told(format!("left over: {left:?}"))),
             (Some(0), _) => Ok(None),
             (Some(code), _) => {
+                self.check_outside(place, found).map_err(told)?;
                 let error = check_words(code, &said).map_err(told)?;
                 match error["code"].as_str() {
                     Some(code) if codes.contains(&code) => Ok(Some(error)),
@@ -233,7 +254,7 @@ impl Scenario {
     /// # Panics
     ///
     /// The program does not start.
-    pub fn again(&self, program: &Path, place: &Place, found: &[PathBuf]) -> Verdict {
+    pub fn again(&self, program: &Path, place: &Place, found: &Found) -> Verdict {
         let again = self.command(program, place).output().expect("it started before");
         self.judge_again(place, &again, found).map_err(|why| format!("{}: {why}", self.name))
     }
@@ -333,7 +354,7 @@ impl Scenario {
         call: &Call,
         fault: Fault,
         watched: &Watched,
-        found: &[PathBuf],
+        found: &Found,
         tally: &mut Tally,
     ) -> Verdict {
         let said = String::from_utf8_lossy(&watched.stderr).trim_end().to_owned();
@@ -353,13 +374,27 @@ impl Scenario {
             Ok(code) if missed => Err(format!("not struck, and it ended with {code}: {said}")),
             Ok(code) => {
                 tally.errors += 1;
+                if !call.removes() {
+                    self.check_outside(place, found).map_err(|why| format!("{why}: {said}"))?;
+                }
                 check_error(fault, code, &said).map_err(|why| format!("{why}: {said}"))
             }
             Err(signal) => Err(format!("ended by {signal}: {said}")),
         }
     }
 
-    fn judge_again(&self, place: &Place, again: &Output, found: &[PathBuf]) -> Verdict {
+    /// After an error there is nothing new outside of the cache, unless all that was to be done was
+    /// done before it.
+    fn check_outside(&self, place: &Place, found: &Found) -> Verdict {
+        let new: Vec<_> =
+            place.outside().into_iter().filter(|path| !found.outside.contains(path)).collect();
+        if new.is_empty() || (self.done)(place).is_ok() {
+            return Ok(());
+        }
+        Err(format!("an error, and there are {new:?}"))
+    }
+
+    fn judge_again(&self, place: &Place, again: &Output, found: &Found) -> Verdict {
         let said = String::from_utf8_lossy(&again.stderr).trim_end().to_owned();
         let error = serde_json::from_str::<Value>(&said).unwrap_or_default();
         // What was struck after it had given its product a name has done its work.

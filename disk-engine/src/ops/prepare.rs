@@ -150,12 +150,14 @@ fn make_disks(base: &CachedBase, options: &PrepareOptions) -> Result<Vec<Prepare
             if let Some(folder) = path.parent() {
                 made.folder(folder)?;
             }
-            let disk = make_disk(base, path, options)?;
-            made.note(&disk.disk);
+            let disk = self::builder(base, path, options).create()?;
+            made.note(&disk);
             if options.fresh {
                 Place::remove_other(&options.folder, node, format)?;
             }
-            Ok(disk)
+            let metadata = fs::metadata(disk.path())
+                .map_err(|error| Error::io("look at", disk.path(), error))?;
+            Ok(PreparedDisk { disk, allocated: space::allocated(&metadata) })
         })
         .collect::<Result<Vec<_>>>()?;
     made.keep();
@@ -177,11 +179,4 @@ fn builder<'base>(
         .existing(if options.fresh { Existing::Replace } else { Existing::Refuse })
         .durability(options.base.durability)
         .control(options.base.control.clone())
-}
-
-fn make_disk(base: &CachedBase, path: PathBuf, options: &PrepareOptions) -> Result<PreparedDisk> {
-    let disk = builder(base, path, options).create()?;
-    let metadata =
-        fs::metadata(disk.path()).map_err(|error| Error::io("look at", disk.path(), error))?;
-    Ok(PreparedDisk { disk, allocated: space::allocated(&metadata) })
 }
