@@ -97,8 +97,17 @@ fn who_waits_is_released_by_a_fault_and_by_a_kill() {
     let place = Place::new(memory_folder());
     fill(&place);
     let clean = watch(&mut ask(&place, false), &place.work(), None).unwrap();
-    let locked = clean.calls.iter().position(|call| call.name == "flock").unwrap();
-    let named = clean.calls.iter().rposition(|call| call.name.starts_with("rename")).unwrap();
+    let is_key_lock = |call: &&Call| {
+        let path = call.path.as_deref().unwrap_or(Path::new(""));
+        call.name == "flock"
+            && path.extension().is_some_and(|extension| extension == "lock")
+            && path.file_stem().is_some_and(|stem| stem.len() == 64)
+    };
+    let locked = clean.calls.iter().position(|call| is_key_lock(&call)).unwrap();
+    let renames =
+        clean.calls.iter().enumerate().filter(|(_, call)| call.name.starts_with("rename"));
+    // The last one completes the manifest of the base that was named just before.
+    let (named, _) = renames.rev().nth(1).unwrap();
     let held = &clean.calls[locked + 1..=named];
     let (mut taken_over, mut waited) = (0, 0);
     for at in 0..12 {

@@ -77,7 +77,7 @@
 //! # What holds when things go wrong
 //!
 //! - A process killed anywhere leaves at most a file in `tmp/` whose lock is free, which the next
-//!   extraction removes, and a manifest without a base. A file's age decides nothing.
+//!   extraction or prune removes, and a manifest without a base. A file's age decides nothing.
 //! - A base or manifest that is truncated, damaged, writable, foreign or a planted link is made
 //!   anew, never served. Bytes changed inside a base behind the back of its modification time are
 //!   for [`ImageCache::verify`] to find, which quarantines what is damaged.
