@@ -3,4 +3,5 @@
 pub mod disks;
 pub mod mounts;
 pub mod qemu;
+pub mod tar;
 pub mod tool;
