@@ -211,6 +211,13 @@ fn every_reader_gets_the_disk_back() {
         let report = pack(&disk, &framed, &options(Some(64 << 10), 2)).unwrap();
         assert_eq!(report.frames, report.tar_bytes.div_ceil(64 << 10));
         assert_eq!(report.sha256.to_string(), sha256(&framed));
+        assert_read_by_all(
+            folder,
+            &framed,
+            "disk.img",
+            &disk,
+            &format!("{} in frames", shape.name),
+        );
         let decode = |archive: &Path| run(Command::new("zstd").args(["-q", "-dc"]).arg(archive));
         let plain = decode(&whole);
         assert_eq!(report.tar_bytes, plain.len() as u64);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! extents    a source pulled to its end, and what it told     sparse_map, pax
+//! shared     a source whose small frames threads decode too    extract
 //! sealed     a record's frame around any body                  manifest
 //! manifest   a manifest taken apart and put together           manifest
 //! memo       a remembered digest, from its bytes               manifest
@@ -34,6 +35,12 @@ pub struct Told {
     pub container: Container,
     /// How the archive told its holes.
     pub sparse_form: SparseForm,
+}
+
+/// `source`, with threads for frames of any size: as it is, only large ones are worth it.
+#[must_use]
+pub fn shared(source: Source) -> Source {
+    source.with_job(1)
 }
 
 /// Pulls everything out of `source`; `room` is how many bytes are read at once.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! byte 0    what is made of the rest: 0 nothing, 1 a tar with right checksums, 2 that in zstd,
-//!           3 in two zstd frames, 4 in gzip, 5 in xz; +8 asks for the member "disk.img"
+//!           3 in two zstd frames, 4 in gzip, 5 in xz, 6 in many zstd frames, and 7 those with checksums
+//!           and one byte changed; +8 asks for the member "disk.img"
 //! byte 1    how the reader cuts it into pieces
 //! ```
 //!
@@ -14,20 +15,27 @@
 //!    they cover as much as was written.
 //! 4. The report counts the source's bytes, and its digest is theirs.
 //! 5. However the bytes arrive, the outcome is the same: file, report and error.
+//! 6. However many threads decode, so it is.
+//! 7. Any range of it, where there is a seek table, is what extracting gave, or an error.
 
 #![no_main]
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use disk_engine::disk::DiskContent;
+use disk_engine::fuzzing;
 use disk_engine::source::Source;
+use disk_engine::source::seekable::{SeekableDisk, SeekableOptions};
 use disk_engine::transfer::{TransferOptions, TransferReport, extract_into};
 use disk_engine::{Error, Sha256Digest};
 use libfuzzer_sys::fuzz_target;
 use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
 use liblzma::write::XzEncoder;
+use qcow2_format::io::Memory;
 use qcow2_fuzz::{Bytes, Pieces, assert_typed, limits, seal_all};
 use sha2::{Digest, Sha256};
 
@@ -36,8 +44,24 @@ fuzz_target!(|input: &[u8]| {
     let (mode, step) = (input.byte(), input.byte());
     let bytes = source(mode, input.rest());
     let member = mode & 8 != 0;
-    let (whole, disk) = extract(&bytes, 0, member, false);
-    let (pieces, again) = extract(&bytes, usize::from(step) + 1, member, true);
+    let (whole, disk) = extract(&bytes, 0, member, false, 1);
+    if bytes.starts_with(&[0x28]) || bytes.get(1..4) == Some(&[0x2a, 0x4d, 0x18]) {
+        let (shared, again) = extract(&bytes, 0, member, false, 3);
+        match (&whole, shared) {
+            (Ok(whole), Ok(shared)) => {
+                let shared = TransferReport { threads: 1, ..shared };
+                assert_eq!(format!("{whole:?}"), format!("{shared:?}"));
+                assert!(disk == again, "on three threads it is another disk");
+            }
+            (Err(whole), Err(shared)) => {
+                assert_eq!(whole.kind(), shared.kind(), "{whole}, then {shared}");
+                assert_eq!(whole.message(), shared.message());
+            }
+            (whole, shared) => panic!("on one thread {whole:?}, on three {shared:?}"),
+        }
+    }
+    check_ranges(&bytes, member, whole.as_ref().ok().map(|_| disk.as_slice()));
+    let (pieces, again) = extract(&bytes, usize::from(step) + 1, member, true, 1);
     match (whole, pieces) {
         (Ok(whole), Ok(pieces)) => {
             check(&whole, &disk);
@@ -69,6 +93,24 @@ fn source(mode: u8, input: &[u8]) -> Vec<u8> {
             let (first, second) = bytes.split_at(bytes.len() / 3);
             [first, second].map(|part| zstd::encode_all(part, 1).expect("zstd in memory")).concat()
         }
+        6 | 7 => {
+            let frame = |part: &[u8]| {
+                let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("zstd in memory");
+                encoder.include_checksum(mode == 7).expect("zstd in memory");
+                encoder.write_all(part).expect("zstd in memory");
+                encoder.finish().expect("zstd in memory")
+            };
+            let mut frames: Vec<u8> = bytes.chunks(700).flat_map(frame).collect();
+            // Which byte, and into what, the input's own end says.
+            if let [.., high, low, value] = input
+                && mode == 7
+                && !frames.is_empty()
+            {
+                let at = usize::from(u16::from_be_bytes([*high, *low])) % frames.len();
+                frames[at] = *value;
+            }
+            frames
+        }
         4 => {
             let mut encoder =
                 flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -95,9 +137,12 @@ fn extract(
     step: usize,
     member: bool,
     hash_source: bool,
+    threads: usize,
 ) -> (Result<TransferReport, Error>, Vec<u8>) {
     let reader = Pieces { bytes: bytes.to_vec(), at: 0, step };
-    let mut source = Source::reader(reader, "the input").with_limits(limits());
+    let threads = NonZeroUsize::new(threads).expect("not zero");
+    let source = Source::reader(reader, "the input").with_limits(limits()).with_threads(threads);
+    let mut source = fuzzing::shared(source);
     if member {
         source = source.with_member("disk.img");
     }
@@ -113,6 +158,30 @@ fn extract(
         (&*file).read_to_end(&mut disk).expect("the disk");
     }
     (report, disk)
+}
+
+/// Reads any range, if there is a seek table; `disk` is what extracting gave.
+fn check_ranges(bytes: &[u8], member: bool, disk: Option<&[u8]>) {
+    let options = SeekableOptions {
+        member: member.then(|| "disk.img".into()),
+        limits: limits(),
+        frame_max: 1 << 20,
+        cache_bytes: 1 << 20,
+        ..SeekableOptions::default()
+    };
+    match SeekableDisk::of(Memory::new(bytes.to_vec()), "the input", &options) {
+        Err(error) => assert_typed(&error),
+        Ok(seekable) => {
+            let length = seekable.size().min(limits().max_image_size);
+            let mut read = vec![0; usize::try_from(length).expect("within the limit")];
+            match (seekable.read_at(&mut read, 0), disk) {
+                (Err(error), _) => assert_typed(&error),
+                // Without checksums a table may cut content where it likes; with the whole at hand, see.
+                (Ok(()), Some(disk)) => assert!(read == disk, "ranges are another disk"),
+                (Ok(()), None) => {}
+            }
+        }
+    }
 }
 
 /// One file in memory for all runs.

@@ -72,4 +72,3 @@ fn check(header: &Header, length: u64) {
 fn unrelated(header: &Header) -> impl Iterator<Item = &HeaderExtension> {
     header.extensions().iter().filter(|e| !matches!(e, HeaderExtension::BackingFormat(_)))
 }
-

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Cursor, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use disk_engine::base::{BaseFormat, BaseImage};
@@ -24,6 +25,12 @@ pub fn extract_boot_image(raw: &Path) {
 /// Makes a thin overlay on a raw base.
 pub fn make_overlay(base: &Path, overlay: &Path) {
     BaseImage::open(base, BaseFormat::Raw).unwrap().overlay(overlay).create().unwrap();
+}
+
+/// Bytes of storage a file takes.
+#[must_use]
+pub fn allocated(path: &Path) -> u64 {
+    path.metadata().unwrap().blocks() * 512
 }
 
 /// The SHA-256 of a file's content, in hexadecimal.

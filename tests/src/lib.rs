@@ -4,4 +4,5 @@ pub mod disks;
 pub mod faults;
 pub mod mounts;
 pub mod qemu;
+pub mod tar;
 pub mod tool;

@@ -7,6 +7,7 @@
 //! Callers: `source::bare`, `source::tar`.
 
 use crate::control::Control;
+use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::source::decompress::{Decoder, Decoding};
 use crate::source::input::{self, Input};
@@ -46,7 +47,11 @@ impl Content {
         decoding: Decoding,
         control: Control,
     ) -> Result<Self> {
-        let mut decoder = Decoder::new(input, limits, decoding)?;
+        Self::of(Decoder::new(input, limits, decoding)?, limits, control)
+    }
+
+    /// What `decoder` gives, which is at its start.
+    pub(crate) fn of(mut decoder: Decoder, limits: &Limits, control: Control) -> Result<Self> {
         let mut head = [0; BLOCK];
         let head_length = decoder.read(&mut head)?;
         if head_length == 0 {
@@ -132,6 +137,11 @@ impl Content {
 
     /// Passes over `count` bytes, which must be there.
     pub(crate) fn skip(&mut self, mut count: u64, what: &str) -> Result<()> {
+        let kept = (self.head_length as u64).saturating_sub(self.position).min(count);
+        if let Some(jumped) = self.decoder.jump(count - kept) {
+            self.position = self.position.saturating_add(kept).saturating_add(jumped);
+            return if kept + jumped == count { Ok(()) } else { Err(self.truncated(what)) };
+        }
         while count > 0 {
             let read = self.through_scratch(at_most(count, SKIP))?.len();
             if read == 0 {
@@ -174,8 +184,9 @@ impl Content {
         self.decoder.shares()
     }
 
-    pub(crate) fn into_input(self) -> Input {
-        self.decoder.into_input()
+    /// How many bytes the source has, and their digest if it was asked for. Call at the end.
+    pub(crate) fn finish(self) -> Result<(u64, Option<Sha256Digest>)> {
+        self.decoder.finish()
     }
 
     pub(crate) fn compression(&self) -> Compression {

@@ -11,6 +11,8 @@
 //! it was read and verified: each compression frame complete, the archive ended, nothing after it.
 //! What it claims about itself is bounded by [`Limits`], and nothing is allocated on its word.
 //!
+//! [`seekable`] reads a disk in an archive of many frames from anywhere, without unpacking it.
+//!
 //! Callers: [`crate::transfer`], and through it `cache` and `ops::extract`.
 
 pub(crate) mod bare;
@@ -21,6 +23,7 @@ pub mod extent;
 pub(crate) mod input;
 mod limits;
 mod probe;
+pub mod seekable;
 pub(crate) mod tar;
 
 use std::fmt;
@@ -267,7 +270,7 @@ impl Opened {
         };
         let compression = content.compression();
         let (frames, threads) = content.shares();
-        let (bytes, sha256) = content.into_input().finish()?;
+        let (bytes, sha256) = content.finish()?;
         Ok(Summary { bytes, sha256, compression, container, sparse_form, frames, threads })
     }
 }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! All decoders keep one contract: [`Decoder::read`] fills what it is given, and gives less only
-//! when the content has ended *and* every frame, checksum and byte of the source was verified.
+//! when the content has ended *and* every frame, checksum and byte of the source was verified. The one
+//! that can jump, for reading headers only, verifies what it decodes.
 //! What one thread decodes lands where the caller wants it; nothing is copied on the way. Caller:
 //! `source::content`.
 
@@ -15,10 +16,14 @@ mod gzip;
 mod xz;
 pub(crate) mod zstd;
 
+use std::sync::Arc;
+
+use crate::digest::Sha256Digest;
 use crate::error::Result;
 use crate::source::input::Input;
 use crate::source::limits::{Defect, Limits};
 use crate::source::probe::{self, Compression};
+use crate::source::seekable::frames::FrameStore;
 
 /// How the work is shared out.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +46,14 @@ pub(crate) enum Decoder {
     Gzip(gzip::Gzip),
     #[cfg(feature = "xz")]
     Xz(xz::Xz),
+    /// zstd with a seek table, read from anywhere.
+    Framed(Framed),
+}
+
+/// A place in the content of a source with a seek table.
+pub(crate) struct Framed {
+    store: Arc<FrameStore>,
+    at: u64,
 }
 
 impl Decoder {
@@ -67,6 +80,11 @@ impl Decoder {
         }
     }
 
+    /// A decoder that can jump, at the start of what `store` holds.
+    pub(crate) fn framed(store: Arc<FrameStore>) -> Self {
+        Self::Framed(Framed { store, at: 0 })
+    }
+
     /// Fills `out`. Fewer bytes mean that all there is was given and verified.
     pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<usize> {
         match self {
@@ -76,14 +94,28 @@ impl Decoder {
             Self::Gzip(gzip) => gzip.read(out),
             #[cfg(feature = "xz")]
             Self::Xz(xz) => xz.read(out),
+            Self::Framed(Framed { store, at }) => {
+                let count = store.read(out, *at)?;
+                *at += count as u64;
+                Ok(count)
+            }
         }
+    }
+
+    /// Passes over `count` bytes without decoding them, where that can be done: `None` where it cannot,
+    /// and how many there were.
+    pub(crate) fn jump(&mut self, count: u64) -> Option<u64> {
+        let Self::Framed(Framed { store, at }) = self else { return None };
+        let count = count.min(store.size().saturating_sub(*at));
+        *at += count;
+        Some(count)
     }
 
     /// How the source is compressed.
     pub(crate) fn compression(&self) -> Compression {
         match self {
             Self::Plain(_) => Compression::None,
-            Self::Zstd(_) => Compression::Zstd,
+            Self::Zstd(_) | Self::Framed(_) => Compression::Zstd,
             #[cfg(feature = "gzip")]
             Self::Gzip(_) => Compression::Gzip,
             #[cfg(feature = "xz")]
@@ -94,8 +126,13 @@ impl Decoder {
     /// Bytes of the source that it took to decode what was read so far.
     pub(crate) fn position(&self) -> u64 {
         match self {
+            Self::Plain(input) => input.position(),
             Self::Zstd(zstd) => zstd.position(),
-            other => other.input().position(),
+            #[cfg(feature = "gzip")]
+            Self::Gzip(gzip) => gzip.input().position(),
+            #[cfg(feature = "xz")]
+            Self::Xz(xz) => xz.input().position(),
+            Self::Framed(Framed { store, at }) => store.position(*at),
         }
     }
 
@@ -109,29 +146,27 @@ impl Decoder {
 
     /// Length of the source in bytes, where it is known beforehand.
     pub(crate) fn length(&self) -> Option<u64> {
-        self.input().length()
-    }
-
-    fn input(&self) -> &Input {
         match self {
-            Self::Plain(input) => input,
-            Self::Zstd(zstd) => zstd.input(),
+            Self::Plain(input) => input.length(),
+            Self::Zstd(zstd) => zstd.input().length(),
             #[cfg(feature = "gzip")]
-            Self::Gzip(gzip) => gzip.input(),
+            Self::Gzip(gzip) => gzip.input().length(),
             #[cfg(feature = "xz")]
-            Self::Xz(xz) => xz.input(),
+            Self::Xz(xz) => xz.input().length(),
+            Self::Framed(Framed { store, .. }) => Some(store.length()),
         }
     }
 
-    /// The compressed bytes, when decoding is over.
-    pub(crate) fn into_input(self) -> Input {
+    /// How many bytes the source has, and their digest if it was asked for. Call at the end.
+    pub(crate) fn finish(self) -> Result<(u64, Option<Sha256Digest>)> {
         match self {
-            Self::Plain(input) => input,
-            Self::Zstd(zstd) => zstd.into_input(),
+            Self::Plain(input) => input.finish(),
+            Self::Zstd(zstd) => zstd.into_input().finish(),
             #[cfg(feature = "gzip")]
-            Self::Gzip(gzip) => gzip.into_input(),
+            Self::Gzip(gzip) => gzip.into_input().finish(),
             #[cfg(feature = "xz")]
-            Self::Xz(xz) => xz.into_input(),
+            Self::Xz(xz) => xz.into_input().finish(),
+            Self::Framed(Framed { store, .. }) => Ok((store.length(), None)),
         }
     }
 }

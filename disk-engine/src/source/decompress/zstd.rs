@@ -23,7 +23,7 @@
 
 pub(crate) mod frames;
 pub(crate) mod header;
-mod stream;
+pub(crate) mod stream;
 mod workers;
 
 use crate::error::Result;

@@ -26,7 +26,7 @@ pub(crate) mod sparse;
 #[cfg(test)]
 pub(crate) mod build;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::content::{BLOCK, Content, at_most};
 use crate::source::extent::{DiskShape, Extent, ExtentSource};
 use crate::source::limits::{Defect, Limits};
@@ -58,6 +58,16 @@ pub(crate) struct Tar {
 pub(crate) struct Chosen {
     pub(crate) name: String,
     pub(crate) form: SparseForm,
+}
+
+/// The disk, where it lies.
+#[derive(Debug)]
+pub(crate) struct Located {
+    /// The member that is the disk, if an archive is around it.
+    pub(crate) member: Option<String>,
+    pub(crate) map: SparseMap,
+    /// Where its stored bytes begin in the content; they follow each other.
+    pub(crate) start: u64,
 }
 
 /// The member whose extents are being told.
@@ -103,6 +113,36 @@ impl Tar {
 
     pub(crate) fn into_content(self) -> Content {
         self.content
+    }
+
+    /// Finds the disk by the same rule as telling it, and reads none of it but its first block.
+    pub(crate) fn locate(mut self) -> Result<Located> {
+        let mut located = None;
+        while self.next_disk()?.is_some() {
+            let Some(member) = self.current.take() else { continue };
+            let start = self.content.position();
+            let first = member.map.ranges.first();
+            if first.is_some_and(|range| range.offset == 0) {
+                let block = self.content.block("a member's data")?.unwrap_or([0; BLOCK]);
+                let length = first.map_or(0, |range| at_most(range.length, BLOCK));
+                let bytes = block.get(..length).unwrap_or_default();
+                if let Err(defect) = probe::refuse_encoded(bytes) {
+                    self.refusal = Some(self.content.fault(defect));
+                }
+            }
+            // Ranges below 2^63 that are disjoint.
+            let stored: u64 = member.map.ranges.iter().map(|range| range.length).sum();
+            let read = self.content.position() - start;
+            let left = stored.saturating_add(member.padding).saturating_sub(read);
+            self.content.skip(left, "a member's data")?;
+            located = Some((member.map, start));
+        }
+        match (located, self.chosen) {
+            (Some((map, start)), Some(chosen)) => {
+                Ok(Located { member: Some(chosen.name), map, start })
+            }
+            _ => Err(Error::new(ErrorKind::NotFound, "the archive holds no file")),
+        }
     }
 
     /// Goes on to the next member that may be the disk; `None` after the archive's end.

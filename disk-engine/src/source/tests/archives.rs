@@ -16,12 +16,40 @@ fn digest(bytes: &[u8]) -> Sha256Digest {
 /// All of them hold this disk.
 const DISK: &str = "3e5798f62e50e58ae003ef21de4399fcfe6c30960f17ed39938c3078178c694e";
 
+/// One dialect each, most of them with a name of 144 bytes.
+const DENSE_IN_XZ: [(&str, SparseForm); 10] = [
+    ("gnu.tar.xz", SparseForm::Dense),
+    ("posix.tar.xz", SparseForm::Dense),
+    ("bsdtar-ustar.tar.xz", SparseForm::Dense),
+    ("bsdtar-v7.tar.xz", SparseForm::Dense),
+    ("pax-ustar.tar.xz", SparseForm::Dense),
+    ("python-pax.tar.xz", SparseForm::Dense),
+    ("python-gnu.tar.xz", SparseForm::Dense),
+    ("python-ustar.tar.xz", SparseForm::Dense),
+    ("tar-crate-gnu.tar.xz", SparseForm::Dense),
+    ("tar-crate-ustar.tar.xz", SparseForm::Dense),
+];
+
+#[test]
+fn every_good_file_of_the_folder_is_tried() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/archives");
+    let source = include_str!("archives.rs");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_good = [".zst", ".gz", ".xz"].iter().any(|end| name.ends_with(end))
+            && !name.starts_with("corrupt-");
+        assert!(!is_good || source.contains(&format!("\"{name}\"")), "{name} is not read");
+    }
+}
+
 #[test]
 fn what_other_programs_pack_is_unpacked() {
     for (name, form) in [
         ("bare.img.zst", SparseForm::Dense),
         ("frames.img.zst", SparseForm::Dense),
         ("gnu-sparse.tar.zst", SparseForm::OldGnu),
+        ("oldgnu-sparse.tar.zst", SparseForm::OldGnu),
+        ("tar-crate-sparse.tar.zst", SparseForm::OldGnu),
         ("several.tar.zst", SparseForm::OldGnu),
         ("pax-0.0.tar.zst", SparseForm::Pax00),
         ("pax-0.1.tar.zst", SparseForm::Pax01),
@@ -37,11 +65,10 @@ fn what_other_programs_pack_is_unpacked() {
         ("bare.img.xz", SparseForm::Dense),
         #[cfg(feature = "xz")]
         ("ustar.tar.xz", SparseForm::Dense),
-        #[cfg(feature = "xz")]
-        ("pax-ustar.tar.xz", SparseForm::Dense),
-        #[cfg(feature = "xz")]
-        ("python-pax.tar.xz", SparseForm::Dense),
-    ] {
+    ]
+    .into_iter()
+    .chain(DENSE_IN_XZ.iter().filter(|_| cfg!(feature = "xz")).copied())
+    {
         let (bytes, report) = run(archive(name)).unwrap();
         assert_eq!(digest(&bytes), DISK.parse().unwrap(), "{name}");
         assert_eq!(report.sparse_form, form, "{name}");

@@ -103,7 +103,8 @@ impl Stream {
             let (produced, consumed) = (to.pos() - *filled, from.pos());
             *filled += produced;
             feed.consume(consumed);
-            let hint = outcome.map_err(|code| self.failure(code, feed.position()))?;
+            let hint =
+                outcome.map_err(|code| defect(code, self.after).at(feed.position(), None))?;
             if at_end && produced == 0 {
                 return Err(cut().at(feed.position(), None));
             }
@@ -125,25 +126,23 @@ impl Stream {
             _ => Ok(()),
         }
     }
+}
 
-    /// What libzstd's error `code` means to us. Its codes are stable numbers, returned negated.
-    fn failure(&self, code: usize, position: u64) -> Error {
-        let defect = match 0_usize.wrapping_sub(code) {
-            10 if self.after => {
-                Defect::corrupt("bytes that are not zstd follow the last zstd frame")
-            }
-            12 => Defect::unsupported("the source has frames of zstd older than version 1.0"),
-            14 => Defect::unsupported("a zstd frame uses a reserved feature"),
-            16 => too_large(None),
-            22 => Defect::corrupt("a zstd frame does not match its checksum"),
-            32 => Defect::unsupported("a zstd frame needs a dictionary"),
-            64 => Defect::new(ErrorKind::Limit, "no memory for the zstd window"),
-            _ => {
-                let name = zstd_safe::get_error_name(code);
-                Defect::corrupt(format!("a zstd frame is damaged: {name}"))
-            }
-        };
-        defect.at(position, None)
+/// What libzstd's error `code` means to us; `after` says that frames came before. Its codes are stable
+/// numbers, returned negated.
+pub(crate) fn defect(code: usize, after: bool) -> Defect {
+    match 0_usize.wrapping_sub(code) {
+        10 if after => Defect::corrupt("bytes that are not zstd follow the last zstd frame"),
+        12 => Defect::unsupported("the source has frames of zstd older than version 1.0"),
+        14 => Defect::unsupported("a zstd frame uses a reserved feature"),
+        16 => too_large(None),
+        22 => Defect::corrupt("a zstd frame does not match its checksum"),
+        32 => Defect::unsupported("a zstd frame needs a dictionary"),
+        64 => Defect::new(ErrorKind::Limit, "no memory for the zstd window"),
+        _ => {
+            let name = zstd_safe::get_error_name(code);
+            Defect::corrupt(format!("a zstd frame is damaged: {name}"))
+        }
     }
 }
 
@@ -152,7 +151,8 @@ pub(super) fn cut() -> Defect {
     Defect::corrupt("the source ends inside a zstd frame")
 }
 
-fn too_large(window: Option<u64>) -> Defect {
+/// A frame wants to remember more than it may.
+pub(crate) fn too_large(window: Option<u64>) -> Defect {
     let needs = match window {
         Some(window) => format!("a window of {} MiB", window.div_ceil(1 << 20)),
         None => "a larger window".into(),
