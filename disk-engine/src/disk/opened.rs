@@ -340,4 +340,3 @@ fn layer(
     };
     opened.map(|image| Layer::qcow2(image, path.clone())).map_err(|error| from_format(error, &path))
 }
-
