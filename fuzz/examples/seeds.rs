@@ -51,6 +51,10 @@ fn main() {
         write("extract", &format!("sparse-{name}"), &[&[1, 0], &map.archive(form)]);
         write("extract", &format!("sparse-{name}-zstd"), &[&[2, 5], &map.archive(form)]);
     }
+    // Many frames, and many with one byte changed: where and into what, the end says.
+    let many = long.archive(Form::OldGnu);
+    write("extract", "many-frames", &[&[6, 0], &many]);
+    write("extract", "many-frames-damaged", &[&[7, 3], &many, &[0x01, 0x40, 0x55]]);
     write("extract", "sparse-long-gzip", &[&[4, 0], &long.archive(Form::OldGnu)]);
     write("extract", "sparse-long-xz", &[&[5, 0], &long.archive(Form::Pax10)]);
     let several = several();
