@@ -168,7 +168,7 @@ fn members_of_gigabytes_are_extracted_in_bounded_memory() {
             assert!(said.starts_with(&format!("extracted {size} bytes,")), "{what}: {said}");
             assert!(said.contains(&format!(" {threads} threads")), "{what}: {said}");
             let peak = said.rsplit(' ').nth(1).unwrap().parse::<u64>().unwrap();
-            // Four frames on their way, and one being told.
+            // 128 MiB of frames on their way, and one being told.
             assert!(peak <= MEMORY, "{what}: {said}");
             let disk = File::open(&destination).unwrap();
             for mark in [from + FRAME - 512, from + STORED - 1, from + STORED / 2 - 512] {

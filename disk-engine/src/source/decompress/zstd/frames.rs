@@ -1,7 +1,7 @@
 //! Frames taken from the input whole, decoded by threads, and handed on in order.
 //!
 //! ```text
-//! input ─ walked from header to header ─▶ job │ job │ job │ …   threads + 2 at most
+//! input ─ walked from header to header ─▶ job │ job │ job │ …   threads + 8 at most
 //!                                          │     │     │
 //!                                        thread thread …        decoded, checksums verified
 //!            in order                      ▼     ▼     ▼
@@ -15,7 +15,7 @@
 //! decode) goes through the one decoder that reads in order, with the bytes taken so far before the
 //! rest of the input: so it is accepted, or refused by the same words, as without threads.
 //!
-//! Memory: the jobs in flight, compressed and decoded. They are threads + 2 at most, and no further
+//! Memory: the jobs in flight, compressed and decoded. They are threads + 8 at most, and no further
 //! one is taken once they add up to [`FLIGHT`]. Caller: `decompress::zstd`.
 
 use std::collections::VecDeque;
@@ -34,8 +34,9 @@ pub(crate) const FRAME_MAX: u64 = 32 << 20;
 pub(crate) const JOB: u64 = 1 << 20;
 /// Decoded bytes that may be in flight before another job is taken.
 const FLIGHT: u64 = 128 << 20;
-/// Jobs that may wait for an earlier one, besides one for each thread.
-const AHEAD: usize = 2;
+/// Jobs that may wait for an earlier one, besides one for each thread. With 2, threads stood idle while
+/// the caller waited for the disk to be written.
+const AHEAD: usize = 8;
 
 /// The frames of a source, decoded ahead.
 pub(super) struct Frames {
