@@ -148,6 +148,11 @@ impl Place {
         self.left_overs().into_iter().filter(|path| !found.left_overs.contains(path)).collect()
     }
 
+    /// What is outside of the cache but for what was found.
+    fn outside_beside(&self, found: &Found) -> Vec<PathBuf> {
+        self.outside().into_iter().filter(|path| !found.outside.contains(path)).collect()
+    }
+
     /// Names, sizes and times of what no run may change.
     fn fixed_state(&self) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
         let state = |path: PathBuf| {
@@ -376,6 +381,10 @@ impl Scenario {
             Ok(code) if missed => Err(format!("not struck, and it ended with {code}: {said}")),
             Ok(code) => {
                 tally.errors += 1;
+                let new = place.outside_beside(found);
+                if call.syncs() && !new.is_empty() {
+                    return Err(format!("not synced, and there are {new:?}"));
+                }
                 if !call.removes() {
                     self.check_outside(place, found).map_err(|why| format!("{why}: {said}"))?;
                 }
@@ -388,8 +397,7 @@ impl Scenario {
     /// After an error there is nothing new outside of the cache, unless all that was to be done was
     /// done before it.
     fn check_outside(&self, place: &Place, found: &Found) -> Verdict {
-        let new: Vec<_> =
-            place.outside().into_iter().filter(|path| !found.outside.contains(path)).collect();
+        let new = place.outside_beside(found);
         if new.is_empty() || (self.done)(place).is_ok() {
             return Ok(());
         }
