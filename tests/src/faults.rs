@@ -261,7 +261,6 @@ impl Scenario {
     /// The program does not start.
     pub fn again(&self, program: &Path, place: &Place, found: &Found) -> Verdict {
         let again = self.command(program, place).output().expect("it started before");
-        tidy(program, place);
         self.judge_again(place, &again, found).map_err(|why| format!("{}: {why}", self.name))
     }
 
@@ -300,7 +299,6 @@ impl Scenario {
             let mut verdict = self.judge(place, call, fault, &watched, &found, &mut tally);
             if verdict.is_ok() {
                 let again = command().output().expect("it started before");
-                tidy(program, place);
                 verdict = self.judge_again(place, &again, &found);
                 if verdict.is_ok() && watched.end != Ok(0) && !watched.killed() {
                     verdict = check_sync(call, &again);
@@ -417,19 +415,6 @@ impl Scenario {
             left if left.is_empty() || done_before => Ok(()),
             left => Err(format!("left over after the next run: {left:?}")),
         }
-    }
-}
-
-/// What is left in the cache's `tmp/` after the next run, the next prune takes: a run that finds its
-/// base looks for none.
-fn tidy(program: &Path, place: &Place) {
-    let cache = place.work().join("cache");
-    let left = fs::read_dir(cache.join("v1/tmp")).is_ok_and(|mut names| names.next().is_some());
-    if left {
-        let mut prune = Command::new(program);
-        prune.args(["cache", "prune", "--cache"]).arg(&cache).stdin(Stdio::null());
-        let output = prune.output().expect("it started before");
-        assert!(output.status.success(), "{output:?}");
     }
 }
 

@@ -333,6 +333,11 @@ impl Request<'_> {
     }
 
     fn found(&self, lease: Lease) -> CachedBase {
+        // Whoever named it is still completing its manifest, or was killed doing so. The change time
+        // stays open: only a verification may say that the base is what was named.
+        if lease.manifest.changed.is_none() {
+            self.layout.sweep();
+        }
         let origin = if self.waiter.has_waited() { Origin::Waited } else { Origin::Hit };
         CachedBase::new(lease, origin)
     }

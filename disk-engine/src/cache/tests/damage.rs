@@ -4,6 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
+use crate::cache::manifest::Manifest;
 
 #[test]
 fn a_damaged_base_is_made_anew() {
@@ -107,4 +108,26 @@ fn a_base_that_was_not_synced_is_good_for_one_boot() {
     assert_eq!(hardened.origin.as_str(), "hit");
     assert!(reboot(&manifest), "it is synced now");
     assert_eq!(fixture.named().unwrap().origin.as_str(), "hit");
+}
+
+#[test]
+fn a_hit_on_a_base_whose_maker_was_killed_completing_it_takes_what_the_maker_left() {
+    let fixture = Fixture::new();
+    drop(fixture.named().unwrap());
+    let name = fixture.names("bases").into_iter().find(|name| name.ends_with(".manifest")).unwrap();
+    let path = fixture.cache.path().join("v1/bases").join(name);
+    let left = fixture.cache.path().join("v1/tmp/0123456789abcdef");
+    let whole = Manifest::parse(&fs::read(&path).unwrap()).unwrap();
+    assert!(whole.changed.is_some());
+    // A base that is complete costs its users no look into the folder.
+    fs::write(&left, b"left").unwrap();
+    assert_eq!(fixture.named().unwrap().origin.as_str(), "hit");
+    assert!(left.exists());
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, Manifest { changed: None, ..whole }.encode()).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
+    let live = fixture.cache.layout.temporary().unwrap();
+    assert_eq!(fixture.named().unwrap().origin.as_str(), "hit");
+    assert_eq!(fixture.names("tmp").len(), 1);
+    assert!(live.path().exists() && !left.exists());
 }
