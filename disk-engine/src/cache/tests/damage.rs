@@ -86,7 +86,7 @@ fn the_manifest_of_another_base_is_not_believed() {
 fn a_base_that_was_not_synced_is_good_for_one_boot() {
     let fixture = Fixture::new();
     let reboot = |manifest: &Path| {
-        let mut other = manifest::Manifest::parse(&fs::read(manifest).unwrap()).unwrap();
+        let mut other = Manifest::parse(&fs::read(manifest).unwrap()).unwrap();
         let synced = other.boot.is_none();
         other.boot = other.boot.map(|_| crate::sys::host::BootId([0xee; 16]));
         fs::remove_file(manifest).unwrap();
