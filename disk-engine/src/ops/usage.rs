@@ -226,8 +226,7 @@ impl UsageReport {
 fn named_base(header: &qcow2_format::Header, image: &Path, name: &[u8]) -> NamedBase {
     use std::os::unix::ffi::OsStrExt;
     let plain = policy::plain_path(image, name);
-    let identity =
-        header.unknown_extension(BaseIdentity::EXTENSION_TYPE).and_then(BaseIdentity::parse);
+    let identity = BaseIdentity::recorded(header);
     NamedBase {
         path: plain.unwrap_or_else(|_| PathBuf::from(std::ffi::OsStr::from_bytes(name))),
         key: identity.and_then(|identity| identity.key).map(|key| key.to_string()),

@@ -69,9 +69,14 @@ impl BaseIdentity {
         Some(Self { base_length: raw.base_length.get(), key })
     }
 
+    /// The base `header` remembers.
+    pub(crate) fn recorded(header: &Header) -> Option<Self> {
+        header.unknown_extension(Self::EXTENSION_TYPE).and_then(Self::parse)
+    }
+
     /// What keeps `base` from being the base `header` remembers; `None` if it remembers none.
     pub(super) fn recorded_difference(header: &Header, base: &BaseImage) -> Option<String> {
-        header.unknown_extension(Self::EXTENSION_TYPE).and_then(Self::parse)?.difference(base)
+        Self::recorded(header)?.difference(base)
     }
 
     /// What keeps `base` from being the base this identity was taken of.

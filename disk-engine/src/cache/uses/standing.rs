@@ -169,9 +169,7 @@ fn names(header: &Header, overlay: &Path, layout: &Layout, key: &CacheKey) -> bo
         Err(_) => {
             // Where the base itself is missing, only the name can be compared.
             named.file_name() == base.file_name()
-                || header
-                    .unknown_extension(BaseIdentity::EXTENSION_TYPE)
-                    .and_then(BaseIdentity::parse)
+                || BaseIdentity::recorded(header)
                     .and_then(|identity| identity.key)
                     .is_some_and(|identity| identity.0 == *key.as_bytes())
         }
