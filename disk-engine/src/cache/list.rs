@@ -17,10 +17,11 @@ use std::time::SystemTime;
 use super::layout::Layout;
 use super::lease::{self, Lookup};
 use super::{CacheKey, ImageCache, uses};
+use crate::cache::manifest::Manifest;
+use crate::cache::users::{self, Leases};
 use crate::cache::uses::{OverlayUse, Standing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::{image_lock, open, space};
+use crate::sys::space;
 
 /// Everything in a cache.
 #[derive(Clone, Debug)]
@@ -127,51 +128,67 @@ pub(super) fn keys(layout: &Layout) -> Result<Vec<CacheKey>> {
     Ok(keys)
 }
 
+/// What one look at a base and its manifest says, without asking who needs it.
+#[derive(Debug)]
+pub(super) struct Glance {
+    pub(super) path: PathBuf,
+    pub(super) state: BaseState,
+    pub(super) manifest: Option<Manifest>,
+    pub(super) virtual_size: u64,
+    pub(super) allocated: u64,
+    pub(super) made: i64,
+    pub(super) last_used: i64,
+}
+
 /// Looks at one base; `None` if it is not there any more.
-pub(super) fn look(layout: &Layout, key: CacheKey) -> Result<Option<ListedBase>> {
+pub(super) fn glance(layout: &Layout, key: CacheKey) -> Result<Option<Glance>> {
     let path = layout.base(&key);
     let metadata = match fs::symlink_metadata(&path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("look at the base", &path, error)),
     };
-    // What fails here says nothing about the base.
-    let found = lease::inspect(layout, &key)?;
-    let state = match &found {
-        Lookup::Found(_) => BaseState::Good,
+    // What fails here says nothing about the base. A lease of ours ends with it.
+    let (state, manifest) = match lease::inspect(layout, &key)? {
         Lookup::Absent => return Ok(None),
-        Lookup::Contended => BaseState::Changing,
-        Lookup::Damaged(error) => BaseState::Damaged(describe(error)),
+        Lookup::Found(lease) => (BaseState::Good, Some(lease.manifest.clone())),
+        Lookup::Contended => (BaseState::Changing, lease::manifest(layout, &key)),
+        Lookup::Damaged(error) => {
+            (BaseState::Damaged(describe(&error)), lease::manifest(layout, &key))
+        }
     };
-    let manifest = match &found {
-        Lookup::Found(lease) => Some(lease.manifest.clone()),
-        _ => lease::manifest(layout, &key),
-    };
-    // Our own lease would look like somebody's.
-    drop(found);
-    let Standing { overlays, .. } = uses::standing(layout, &key)?;
-    let last_used = uses::last_use(layout, &key).map_or(metadata.mtime(), seconds);
-    Ok(Some(ListedBase {
-        key: key.to_string(),
+    Ok(Some(Glance {
         state,
+        manifest,
         virtual_size: metadata.len(),
         allocated: space::allocated(&metadata),
-        source: manifest.as_ref().map(|manifest| manifest.source_label.clone()),
-        name: manifest.as_ref().and_then(|manifest| manifest.name.clone()),
-        durable: manifest.is_some_and(|manifest| manifest.boot.is_none()),
         made: metadata.mtime(),
-        last_used,
-        leased: is_leased(&path),
-        open_in_qemu: open::existing(&path).ok().and_then(|file| image_lock::is_in_use(&file).ok()),
-        overlays,
+        last_used: uses::last_use(layout, &key).map_or(metadata.mtime(), seconds),
         path,
     }))
 }
 
-/// Whether any process holds a lease on the base, as far as it can be opened and locked.
-fn is_leased(path: &std::path::Path) -> bool {
-    let Ok(file) = open::existing(path) else { return false };
-    matches!(FileLock::try_acquire_patiently(file, LockMode::Exclusive), Ok(Err(_)))
+/// Looks at one base and at who needs it.
+fn look(layout: &Layout, key: CacheKey) -> Result<Option<ListedBase>> {
+    let Some(glance) = glance(layout, key)? else { return Ok(None) };
+    let Standing { overlays, .. } = uses::standing(layout, &key)?;
+    let users = users::of(&glance.path)?;
+    let manifest = glance.manifest.as_ref();
+    Ok(Some(ListedBase {
+        key: key.to_string(),
+        state: glance.state,
+        virtual_size: glance.virtual_size,
+        allocated: glance.allocated,
+        source: manifest.map(|manifest| manifest.source_label.clone()),
+        name: manifest.and_then(|manifest| manifest.name.clone()),
+        durable: manifest.is_some_and(|manifest| manifest.boot.is_none()),
+        made: glance.made,
+        last_used: glance.last_used,
+        leased: matches!(users.leases, Leases::Some),
+        open_in_qemu: users.qemu,
+        overlays,
+        path: glance.path,
+    }))
 }
 
 /// Everything in a folder of the cache that can be looked at.

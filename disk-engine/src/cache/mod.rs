@@ -109,6 +109,7 @@ mod prune;
 mod publish;
 mod quarantine;
 pub(crate) mod record;
+mod users;
 pub(crate) mod uses;
 pub mod verify;
 

@@ -30,14 +30,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::layout::Layout;
-use super::list::{self, BaseState, ListedBase};
+use super::list::{self, BaseState, Glance};
 use super::lock::{Acquired, CacheLock, Waiter};
+use super::users::{self, Leases, Users};
 use super::uses::{self, OverlayUse, Standing};
 use super::{CacheKey, ImageCache};
 use crate::control::Control;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::{image_lock, open, pending, space};
+use crate::error::{ErrorKind, Result};
+use crate::sys::lock::LockMode;
+use crate::sys::{pending, space};
 
 /// What is to go. The default: only what serves nobody.
 #[derive(Clone, Debug, Default)]
@@ -118,6 +119,8 @@ pub enum KeptBecause {
     Leased,
     /// A QEMU has it open.
     OpenInQemu,
+    /// Nobody can tell whether a process uses it: it cannot be opened, or not be locked.
+    Unknown,
     /// These overlays stand on it, or may.
     Overlays(Vec<OverlayUse>),
     /// Part of its record of overlays cannot be read.
@@ -158,7 +161,7 @@ struct Prune<'a> {
 /// A base nobody needs, and the locks that keep it so.
 struct Free {
     _key: CacheLock,
-    _base: Option<FileLock>,
+    _users: Users,
 }
 
 impl Prune<'_> {
@@ -168,7 +171,7 @@ impl Prune<'_> {
         let mut bases = Vec::new();
         for key in list::keys(self.layout)? {
             self.options.control.check()?;
-            if let Some(base) = list::look(self.layout, key)? {
+            if let Some(base) = list::glance(self.layout, key)? {
                 bases.push((key, base));
             }
         }
@@ -200,7 +203,8 @@ impl Prune<'_> {
             } else {
                 KeptBecause::Wanted
             };
-            let ListedBase { key, path, allocated, .. } = base;
+            let Glance { path, allocated, .. } = base;
+            let key = key.to_string();
             self.report.kept.push(KeptBase { key, path, allocated, because });
         }
         self.sweep_orphans()?;
@@ -211,7 +215,7 @@ impl Prune<'_> {
     }
 
     /// Whether anything speaks against a base, with `left` bytes taken by all of them.
-    fn is_unwanted(&self, base: &ListedBase, now: i64, left: u64, available: u64) -> bool {
+    fn is_unwanted(&self, base: &Glance, now: i64, left: u64, available: u64) -> bool {
         matches!(base.state, BaseState::Damaged(_))
             || self.is_old(base.last_used, now)
             || self.is_room_wanted(left, available)
@@ -229,7 +233,7 @@ impl Prune<'_> {
     }
 
     /// Removes one base that is still there, or says who needs it.
-    fn remove(&mut self, key: &CacheKey, base: &ListedBase) -> Result<Option<KeptBecause>> {
+    fn remove(&mut self, key: &CacheKey, base: &Glance) -> Result<Option<KeptBecause>> {
         let _free = match self.free(key)? {
             Ok(free) => free,
             Err(because) => return Ok(Some(because)),
@@ -251,11 +255,11 @@ impl Prune<'_> {
             remove(&self.layout.uses(key))?;
         }
         self.report.removed.push(RemovedBase {
-            key: base.key.clone(),
+            key: key.to_string(),
             path: base.path.clone(),
             virtual_size: base.virtual_size,
             allocated: base.allocated,
-            source: base.source.clone(),
+            source: base.manifest.as_ref().map(|manifest| manifest.source_label.clone()),
             last_used: base.last_used,
         });
         Ok(None)
@@ -267,26 +271,15 @@ impl Prune<'_> {
         let Some(_key) = self.try_lock(&self.layout.key_lock(key))? else {
             return Ok(Err(KeptBecause::Changing));
         };
-        let path = self.layout.base(key);
-        let mut _base = None;
-        match open::existing(&path) {
-            Ok(file) => {
-                let lock = FileLock::try_acquire_patiently(file, LockMode::Exclusive);
-                match lock.map_err(|error| Error::io("lock the base", &path, error))? {
-                    Ok(lock) => {
-                        // Where ranges cannot be locked, QEMU locks none.
-                        if image_lock::is_in_use(lock.file()).unwrap_or(false) {
-                            return Ok(Err(KeptBecause::OpenInQemu));
-                        }
-                        _base = Some(lock);
-                    }
-                    Err(_) => return Ok(Err(KeptBecause::Leased)),
-                }
-            }
-            // Nothing, or nothing anybody could have leased.
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound || super::record::untrusted(&error) => {}
-            Err(error) => return Err(Error::io("open the base", &path, error)),
+        let users = users::of(&self.layout.base(key))?;
+        match users.leases {
+            Leases::Some => return Ok(Err(KeptBecause::Leased)),
+            Leases::Unknown => return Ok(Err(KeptBecause::Unknown)),
+            Leases::None { .. } => {}
+        }
+        // Where ranges cannot be locked, QEMU locks none.
+        if users.qemu == Some(true) {
+            return Ok(Err(KeptBecause::OpenInQemu));
         }
         let standing = match uses::standing(self.layout, key) {
             // What is no record of ours names no overlay.
@@ -303,7 +296,7 @@ impl Prune<'_> {
             .collect();
         if !needing.is_empty() {
             // Nobody can add a note now: the moment to forget those that are gone.
-            if _base.is_some()
+            if matches!(users.leases, Leases::None { _lock: Some(_) })
                 && !self.options.dry_run
                 && !standing.damaged
                 && standing.notes.len() < standing.overlays.len()
@@ -317,7 +310,7 @@ impl Prune<'_> {
         if standing.damaged && !self.options.forget_unknown {
             return Ok(Err(KeptBecause::RecordDamaged));
         }
-        Ok(Ok(Free { _key, _base }))
+        Ok(Ok(Free { _key, _users: users }))
     }
 
     fn sweep_temporaries(&mut self) -> Result<()> {
@@ -345,22 +338,21 @@ impl Prune<'_> {
         let mut files = list::files(&folder)?;
         files.sort_by_key(|(path, metadata)| (metadata.ctime(), path.clone()));
         let mut left: u64 = files.iter().map(|(_, metadata)| space::allocated(metadata)).sum();
-        let mut freed = 0;
+        let mut available = list::available(self.layout)?;
         for (path, metadata) in files {
             // When it was moved here, a file's change time says.
-            let available = list::available(self.layout)?;
-            let available =
-                if self.options.dry_run { available.saturating_add(freed) } else { available };
             if self.is_old(metadata.ctime(), now)
                 || self.is_room_wanted(taken.saturating_add(left), available)
             {
                 let bytes = space::allocated(&metadata);
                 left = left.saturating_sub(bytes);
-                freed += bytes;
                 self.report.debris.quarantined += 1;
                 self.report.debris.bytes += bytes;
-                if !self.options.dry_run {
+                if self.options.dry_run {
+                    available = available.saturating_add(bytes);
+                } else {
                     remove(&path)?;
+                    available = list::available(self.layout)?;
                 }
             }
         }

@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::key::CacheKey;
 use crate::cache::layout::Layout;
+use crate::cache::users::{self, Leases, Users};
 use crate::error::{Error, Result};
-use crate::sys::lock::{self, FileLock, LockMode};
-use crate::sys::{image_lock, open, random};
+use crate::sys::random;
 
 /// What became of a damaged base.
 #[derive(Debug, Default)]
@@ -45,8 +45,8 @@ pub(crate) fn quarantine(layout: &Layout, key: &CacheKey, reason: &Error) -> Res
     let word = random::hex64().map_err(|error| Error::io("name a file in", &folder, error))?;
     let place = |kind: &str| folder.join(format!("{key}.{word}.{kind}"));
     let base = layout.base(key);
-    let held = hold(&base)?;
-    let in_use = matches!(held, Held::InUse);
+    let held = users::of(&base)?;
+    let in_use = may_be_used(&held);
     let moved = !in_use && give_way(&base, &place("img"))?;
     drop(held);
     if give_way(&layout.manifest(key), &place("manifest"))? || moved {
@@ -61,37 +61,11 @@ pub(crate) fn quarantine(layout: &Layout, key: &CacheKey, reason: &Error) -> Res
 ///
 /// What the system says.
 pub(crate) fn is_in_use(layout: &Layout, key: &CacheKey) -> Result<bool> {
-    hold(&layout.base(key)).map(|held| matches!(held, Held::InUse))
+    users::of(&layout.base(key)).map(|users| may_be_used(&users))
 }
 
-/// A base nobody else can lease, or why not.
-enum Held {
-    /// Ours alone while this lives.
-    Alone { _lock: FileLock },
-    /// Nothing that anybody could have leased.
-    NoFile,
-    /// Someone has it, or nobody can tell.
-    InUse,
-}
-
-fn hold(base: &Path) -> Result<Held> {
-    match fs::symlink_metadata(base) {
-        Ok(metadata) if metadata.is_file() => {}
-        Ok(_) => return Ok(Held::NoFile),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held::NoFile),
-        Err(error) => return Err(Error::io("look at the base", base, error)),
-    }
-    // Who cannot open it can neither lock it nor ask who did.
-    let Ok(file) = open::existing(base) else { return Ok(Held::InUse) };
-    if image_lock::is_in_use(&file).unwrap_or(true) {
-        return Ok(Held::InUse);
-    }
-    match FileLock::try_acquire_patiently(file, LockMode::Exclusive) {
-        Ok(Ok(lock)) => Ok(Held::Alone { _lock: lock }),
-        Ok(Err(_)) => Ok(Held::InUse),
-        Err(error) if lock::is_unsupported(&error) || lock::needs_writer(&error) => Ok(Held::InUse),
-        Err(error) => Err(Error::io("lock the base", base, error)),
-    }
+fn may_be_used(users: &Users) -> bool {
+    users.qemu != Some(false) || !matches!(users.leases, Leases::None { .. })
 }
 
 /// Renames what stands there; `false` if nothing does.

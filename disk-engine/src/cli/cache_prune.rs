@@ -121,6 +121,7 @@ const fn word(because: &KeptBecause) -> &'static str {
         KeptBecause::Changing => "changing",
         KeptBecause::Leased => "leased",
         KeptBecause::OpenInQemu => "open-in-qemu",
+        KeptBecause::Unknown => "unknown",
         KeptBecause::Overlays(_) => "overlays",
         KeptBecause::RecordDamaged => "record-damaged",
     }
@@ -151,6 +152,7 @@ fn text(report: &PruneReport) -> String {
             KeptBecause::Changing => "somebody makes, replaces or removes it now",
             KeptBecause::Leased => "a process uses it",
             KeptBecause::OpenInQemu => "a QEMU has it open",
+            KeptBecause::Unknown => "nobody can tell whether a process uses it",
             KeptBecause::Overlays(_) => "overlays stand on it",
             KeptBecause::RecordDamaged => {
                 "its record of overlays is damaged (--forget-unknown lets it go)"

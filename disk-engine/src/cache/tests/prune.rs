@@ -26,6 +26,15 @@ impl Fixture {
         report.kept[0].because.clone()
     }
 
+    /// Makes a base, an overlay of it, and then damages the base; the overlay's path.
+    fn damaged_under_an_overlay(&self) -> PathBuf {
+        let base = self.named().unwrap();
+        let overlay = self.overlay("vm.qcow2");
+        base.image.overlay(&overlay).create().unwrap();
+        fs::set_permissions(base.image.path(), fs::Permissions::from_mode(0o644)).unwrap();
+        overlay
+    }
+
     fn overlay(&self, name: &str) -> PathBuf {
         self.folder.path().canonicalize().unwrap().join(name)
     }
@@ -226,12 +235,7 @@ fn debris_goes_by_its_lock_and_orphans_by_their_keys() {
 #[test]
 fn a_damaged_base_goes_unless_overlays_stand_on_it() {
     let fixture = Fixture::new();
-    let base = fixture.named().unwrap();
-    let overlay = fixture.overlay("vm.qcow2");
-    base.image.overlay(&overlay).create().unwrap();
-    let path = base.image.path().to_path_buf();
-    drop(base);
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let overlay = fixture.damaged_under_an_overlay();
     let state = fixture.cache.list().unwrap().bases[0].state.clone();
     assert!(matches!(state, BaseState::Damaged(_)), "{state:?}");
     assert!(matches!(fixture.because(&PruneOptions::default()), KeptBecause::Overlays(_)));
@@ -267,12 +271,7 @@ fn where_no_note_can_be_made_no_overlay_is_made() {
 #[test]
 fn a_damaged_base_names_its_overlays_and_its_quarantine_goes_when_room_is_wanted() {
     let fixture = Fixture::new();
-    let base = fixture.named().unwrap();
-    let overlay = fixture.overlay("vm.qcow2");
-    base.image.overlay(&overlay).create().unwrap();
-    let path = base.image.path().to_path_buf();
-    drop(base);
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let overlay = fixture.damaged_under_an_overlay();
     let report = fixture.cache.verify(&VerifyOptions::default()).unwrap();
     assert_eq!((report.damaged(), &report.bases[0].overlays), (1, &vec![overlay]));
     let listing = fixture.cache.list().unwrap();
