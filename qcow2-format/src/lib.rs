@@ -1,11 +1,12 @@
-//! The qcow2 disk image format, in pure Rust: headers and new images.
+//! The qcow2 disk image format, in pure Rust: headers, reading images, new images.
 //!
 //! The specification is QEMU's `docs/interop/qcow2.txt`; names here are its names, and the docs of
 //! each item give its section.
 //!
 //! ```text
-//! bytes ─▶ raw ─▶ header, feature, extension ─▶ create ─▶ bytes
-//!          records  meaning, checked             layout, then writes
+//! bytes ─▶ raw ─▶ header, feature, extension ─┬▶ create ─▶ bytes
+//!          records  meaning, checked            │  layout, then writes
+//!                  l1, l2, compressed, snapshot ┴▶ image ─▶ runs, guest bytes
 //! ```
 //!
 //! Three kinds of trouble are told apart in [`Error`]: the storage failed, the image contradicts
