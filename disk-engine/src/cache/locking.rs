@@ -12,6 +12,7 @@
 //! Callers: [`ImageCache::open`](crate::cache::ImageCache::open).
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::cache::layout::Layout;
@@ -91,9 +92,11 @@ fn exclude(first: File, second: File, root: &Path, kind: &str) -> Result<()> {
         })
     };
     // If someone else probes at this moment, the locks exclude: that is all there is to see.
-    let Ok(_held) = attempt(first)? else { return Ok(()) };
+    let Ok(held) = attempt(first)? else { return Ok(()) };
     match attempt(second)? {
         Err(_) => Ok(()),
+        // A cleaner took the file away between the two opens: that says nothing about locks.
+        Ok(other) if !is_one_file(held.file(), other.file(), root)? => Ok(()),
         Ok(_) => Err(Error::new(
             ErrorKind::Unsupported,
             format!("the cache's file system ({kind}) grants one exclusive lock twice"),
@@ -101,6 +104,15 @@ fn exclude(first: File, second: File, root: &Path, kind: &str) -> Result<()> {
         .with_path(root)
         .with_hint("put the cache on a local file system, or on NFS with locking")),
     }
+}
+
+fn is_one_file(one: &File, other: &File, root: &Path) -> Result<bool> {
+    let identity = |file: &File| {
+        let metadata =
+            file.metadata().map_err(|error| Error::io("look at the locks of", root, error))?;
+        Ok::<_, Error>((metadata.dev(), metadata.ino()))
+    };
+    Ok(identity(one)? == identity(other)?)
 }
 
 #[cfg(test)]
@@ -116,8 +128,12 @@ mod tests {
         let held = open("one");
         held.lock().unwrap();
         exclude(open("one"), open("one"), folder.path(), "ext4").unwrap();
-        // Two files behave as one would without locks.
-        let error = exclude(open("two"), open("three"), folder.path(), "oddfs").unwrap_err();
+        // Removed and made anew between the two opens.
+        exclude(open("two"), open("three"), folder.path(), "ext4").unwrap();
+        // One open file description is granted its own lock again, as any would be without locks.
+        let twice = open("four");
+        let again = twice.try_clone().unwrap();
+        let error = exclude(twice, again, folder.path(), "oddfs").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.message().contains("(oddfs)") && error.hint().is_some(), "{error}");
     }
