@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::cache::key::CacheKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::host;
+use crate::sys::lock::{self, FileLock};
 use crate::sys::pending::{self, FileMode, Temporary};
 
 /// The folder of this layout. A later layout gets a folder of its own beside it.
@@ -138,6 +139,23 @@ impl Layout {
     /// Starts a file in `tmp`, which lies in the same file system as everything else here.
     pub(crate) fn temporary(&self) -> Result<Temporary> {
         Temporary::create_in(&self.tmp, FileMode::Exact(0o600), |word| word.into())
+    }
+
+    /// Keeps everybody else from giving a base its name, or taking it away as damaged, for a moment. The
+    /// lock of a key does so too, unless a cleaner removes its file; the folder stays. `None` where a
+    /// folder cannot be locked.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn alone(&self) -> Result<Option<FileLock>> {
+        let failed = |error| Error::io("lock the cache's folder", &self.bases, error);
+        let folder = fs::File::open(&self.bases).map_err(failed)?;
+        match FileLock::acquire(folder) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if lock::needs_writer(&error) || lock::is_unsupported(&error) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Where damaged bases are kept for a person to look at; made now if it is not there.

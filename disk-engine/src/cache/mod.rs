@@ -48,6 +48,9 @@
 //!   digest is known, exclusively if it is being learnt. Two files of equal content have
 //!   equal lengths, so the same content is not extracted twice under two names.
 //!
+//! Giving a base its name, or taking it away as damaged, takes the folder `bases/` itself for a moment,
+//! too: a cleaner may remove lock files, and with them what keeps two makers of one key apart.
+//!
 //! Someone who needs several takes the length lock first, then the key lock, then the lease. Who
 //! removes a base takes the key lock, then tries for the exclusive lock on the base file: it
 //! gets it only if no lease is held. A request may wait for the first two, with a timeout, a cancel

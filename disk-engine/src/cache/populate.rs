@@ -274,8 +274,12 @@ impl Request<'_> {
                 }
                 Lookup::Absent => return Ok(Acquired::Locked(lock)),
                 Lookup::Damaged(_) => {
-                    publish::clear(&self.layout.base(key))?;
-                    return Ok(Acquired::Locked(lock));
+                    let _alone = self.layout.alone()?;
+                    // It may have been half way to its name.
+                    if matches!(lease::inspect(self.layout, key)?, Lookup::Damaged(_)) {
+                        publish::clear(&self.layout.base(key))?;
+                        return Ok(Acquired::Locked(lock));
+                    }
                 }
                 // Somebody who does not know the order of locks: let go, and try again.
                 Lookup::Contended => {

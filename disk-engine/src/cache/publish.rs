@@ -8,7 +8,8 @@
 //! 6. the manifest is written and named once more, with the change time the base has now;
 //! 7. if it shall survive a power cut: the folder is synced; if that fails, the base is removed.
 //!
-//! All of it under the exclusive lock of the key, with nothing under the base's name.
+//! All of it under the exclusive lock of the key, with nothing under the base's name; steps 4 to 6 alone
+//! in the folder as well, where a good base that somebody else named meanwhile is left as it is.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -18,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cache::key::CacheKey;
 use crate::cache::layout::Layout;
-use crate::cache::lease;
+use crate::cache::lease::{self, Lookup};
 use crate::cache::manifest::{ChangeTime, Manifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::pending::{self, Durability, Existing, Temporary};
@@ -60,12 +61,27 @@ pub(crate) fn publish(
     manifest.inode = metadata.ino();
     manifest.changed = None;
     manifest.root = layout.root().to_path_buf();
+    let alone = layout.alone()?;
+    // A cleaner that removed the key's lock file let someone else in, who was faster: a good base is
+    // not replaced under those who have it already.
+    if let Lookup::Found(lease) = lease::inspect(layout, &manifest.key)?
+        && (!synced || lease.manifest.boot.is_none())
+    {
+        return match durability {
+            Durability::Full => pending::sync_folder(&path),
+            _ => Ok(()),
+        };
+    }
     publish_manifest(layout, &manifest)?;
     base.publish(&path, Existing::Replace).map_err(failed("publish the base"))?;
-    if let Ok(metadata) = fs::symlink_metadata(&path) {
+    // Where the folder cannot be locked, another maker's base may stand there by now.
+    if let Ok(metadata) = fs::symlink_metadata(&path)
+        && metadata.ino() == manifest.inode
+    {
         // Without it the manifest is as good, and a verification reads the base once.
         let _ = stamp(layout, &manifest, &metadata);
     }
+    drop(alone);
     if durability == Durability::Full {
         pending::sync_folder(&path).inspect_err(|_| distrust(layout, &manifest.key))?;
     }

@@ -71,6 +71,16 @@ impl FileLock {
         Ok(Err(file))
     }
 
+    /// Takes the exclusive lock, waiting for whoever holds it: for what is held for a moment.
+    ///
+    /// # Errors
+    ///
+    /// The file system cannot lock at all.
+    pub fn acquire(file: File) -> io::Result<Self> {
+        wait_for(&file)?;
+        Ok(Self::held(file))
+    }
+
     fn held(file: File) -> Self {
         Self { file, owner: std::process::id() }
     }
@@ -134,15 +144,20 @@ pub fn needs_writer(error: &io::Error) -> bool {
 ///
 /// The file system cannot lock; what `work` says.
 pub fn hold<T>(file: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    while let Err(error) = file.lock() {
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    wait_for(file)?;
     let outcome = work();
     // An unlock that fails leaves the close, which releases it as well.
     let _ = file.unlock();
     outcome
+}
+
+fn wait_for(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 fn try_lock(file: &File, mode: LockMode) -> io::Result<bool> {

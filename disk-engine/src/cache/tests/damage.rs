@@ -1,7 +1,7 @@
 //! Bases and manifests that are not what they should be.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use super::*;
 use crate::cache::manifest::Manifest;
@@ -130,4 +130,30 @@ fn a_hit_on_a_base_whose_maker_was_killed_completing_it_takes_what_the_maker_lef
     assert_eq!(fixture.named().unwrap().origin.as_str(), "hit");
     assert_eq!(fixture.names("tmp").len(), 1);
     assert!(live.path().exists() && !left.exists());
+}
+
+#[test]
+fn whoever_publishes_second_leaves_a_good_base_alone() {
+    let fixture = Fixture::new();
+    let layout = &fixture.cache.layout;
+    let key = fixture.named().unwrap().image.key().unwrap().parse().unwrap();
+    let inode = || fs::metadata(layout.base(&key)).unwrap().ino();
+    let publish = |durability| {
+        let file = layout.temporary().unwrap();
+        file.file().write_all_at(&disk(1), 0).unwrap();
+        let manifest = Manifest::parse(&fs::read(layout.manifest(&key)).unwrap()).unwrap();
+        publish::publish(layout, file, manifest, durability).unwrap();
+        assert_eq!(fixture.names("tmp"), Vec::<String>::new());
+        assert_eq!(fixture.named().unwrap().origin.as_str(), "hit");
+        inode()
+    };
+    let first = inode();
+    assert_eq!(publish(Durability::None), first);
+    // One that would not survive a power cut is not what was asked for, and the one that does is.
+    let durable = publish(Durability::Full);
+    assert_ne!(durable, first);
+    assert_eq!((publish(Durability::Full), publish(Durability::None)), (durable, durable));
+    // A damaged one is nothing to leave alone.
+    fs::set_permissions(layout.base(&key), Permissions::from_mode(0o644)).unwrap();
+    assert_ne!(publish(Durability::None), durable);
 }
