@@ -70,6 +70,60 @@ pub trait WriteAt: ReadAt {
     /// What the storage says; part of `data` may have been written.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Writes `parts` one behind the other from `offset` on, in one call where the storage can.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteAt::write_all_at`].
+    fn write_parts_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for part in parts {
+            self.write_all_at(part, at)?;
+            // A slice's length fits in 64 bits; a sum that does not is an offset nobody can write.
+            at = at.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Makes `length` bytes from `offset` on read as zeros, growing the storage if it ends before.
+    /// The space may be given back.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteAt::write_all_at`].
+    fn write_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        let (mut at, mut left) = (offset, length);
+        while left > 0 {
+            let count = left.min(ZEROS.len() as u64);
+            let zeros = usize::try_from(count).ok().and_then(|count| ZEROS.get(..count));
+            self.write_all_at(zeros.unwrap_or_default(), at)?;
+            at = at.saturating_add(count);
+            left -= count;
+        }
+        Ok(())
+    }
+
+    /// Gives back the space of `length` bytes from `offset` on, which nobody reads any more. What
+    /// was there may stay, or read as zeros. Storage that cannot do it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says.
+    fn punch_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
+
+    /// Takes the space for `length` bytes from `offset` on, all past the end of what was written:
+    /// later writes there do not fail for want of it. They read as zeros.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says.
+    fn allocate_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.write_zeros_at(offset, length)
+    }
+
     /// Cuts or extends the storage; what is added reads as zeros and takes no space.
     ///
     /// # Errors
@@ -83,6 +137,39 @@ pub trait WriteAt: ReadAt {
     ///
     /// What the storage says. A failed flush is final: the data may be lost.
     fn flush(&self) -> io::Result<()>;
+}
+
+/// What is written where storage cannot make zeros itself.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl<S: WriteAt + ?Sized> WriteAt for &S {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_all_at(data, offset)
+    }
+
+    fn write_parts_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        (**self).write_parts_at(parts, offset)
+    }
+
+    fn write_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).write_zeros_at(offset, length)
+    }
+
+    fn punch_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).punch_at(offset, length)
+    }
+
+    fn allocate_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).allocate_at(offset, length)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        (**self).set_length(length)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
 }
 
 impl ReadAt for File {
