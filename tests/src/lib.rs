@@ -4,5 +4,8 @@ pub mod disks;
 pub mod faults;
 pub mod mounts;
 pub mod qemu;
+pub mod random;
+pub mod recording;
+pub mod sparse;
 pub mod tar;
 pub mod tool;
