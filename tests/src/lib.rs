@@ -2,6 +2,7 @@
 
 pub mod disks;
 pub mod faults;
+pub mod model;
 pub mod mounts;
 pub mod qemu;
 pub mod random;
