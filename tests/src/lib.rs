@@ -1,5 +1,6 @@
 //! Helpers shared by every suite of the workspace.
 
+pub mod checker;
 pub mod disks;
 pub mod faults;
 pub mod model;
