@@ -334,3 +334,6 @@ fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts) -> Result<Guard> {
     debug_assert!(header.version() == Version::V3 || !geometry.extended_l2);
     Ok(guard)
 }
+
+#[cfg(test)]
+mod tests;
