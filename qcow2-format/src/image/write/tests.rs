@@ -14,6 +14,8 @@ use crate::io::{Memory, ReadAt};
 
 const CLUSTER: u64 = 512;
 
+type Call = fn(&WritableImage<&Memory>) -> Result<()>;
+
 fn options() -> CreateOptions {
     CreateOptions::new(64 * CLUSTER).cluster_bits(ClusterBits::MIN)
 }
@@ -84,7 +86,7 @@ fn metadata_is_not_overwritten_whatever_an_entry_names() {
         (l2(&storage), "active L2 table"),
     ] {
         // In place, given a new place to, zeroed, discarded.
-        let calls: [fn(&WritableImage<&Memory>) -> Result<()>; 4] = [
+        let calls: [Call; 4] = [
             |image| image.write_at(&[1; 512], GuestOffset(0)),
             |image| image.write_at(&[1; 100], GuestOffset(10)),
             |image| image.write_zeroes(GuestOffset(0), 512, ZeroMode::Unmap),
