@@ -151,9 +151,9 @@ pub(super) fn glance(layout: &Layout, key: CacheKey) -> Result<Option<Glance>> {
     let (state, manifest) = match lease::inspect(layout, &key)? {
         Lookup::Absent => return Ok(None),
         Lookup::Found(lease) => (BaseState::Good, Some(lease.manifest.clone())),
-        Lookup::Contended => (BaseState::Changing, lease::manifest(layout, &key)),
+        Lookup::Contended => (BaseState::Changing, lease::manifest(layout, &key)?),
         Lookup::Damaged(error) => {
-            (BaseState::Damaged(describe(&error)), lease::manifest(layout, &key))
+            (BaseState::Damaged(describe(&error)), lease::manifest(layout, &key)?)
         }
     };
     Ok(Some(Glance {
