@@ -458,6 +458,10 @@ pub enum OptionsError {
         /// Its length in bytes.
         length: usize,
     },
+    /// Preallocation over a backing file, without subclusters to tell what is still the backing
+    /// file's.
+    #[error("preallocation over a backing file needs extended_l2")]
+    PreallocationOverBacking,
     /// A backing file for an image whose external data file is raw.
     #[error("an image whose external data file is raw cannot have a backing file")]
     BackingWithRawExternalData,

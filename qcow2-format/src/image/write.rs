@@ -32,6 +32,7 @@ mod discard;
 mod flight;
 mod guard;
 mod options;
+mod preallocate;
 mod rebuild;
 mod settle;
 mod space;
@@ -53,6 +54,7 @@ use crate::io::WriteAt;
 use crate::snapshot::Snapshot;
 
 pub use options::{DetectZeroes, Discard, Durability, WriteOptions, ZeroMode};
+pub use preallocate::Preallocation;
 
 use counts::Counts;
 use flight::Flights;
