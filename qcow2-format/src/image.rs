@@ -37,7 +37,8 @@ use crate::snapshot::Snapshot;
 pub use map::{Run, RunKind, Runs};
 pub use options::ReadOptions;
 pub use write::{
-    DetectZeroes, Discard, Durability, Preallocation, WritableImage, WriteOptions, ZeroMode,
+    DetectZeroes, Discard, Durability, LiveRuns, Preallocation, WritableImage, WriteOptions,
+    ZeroMode,
 };
 
 use payload::Payloads;

@@ -161,13 +161,13 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         self.image.run_at(offset, limit)
     }
 
-    /// As [`Image::map`]. Where runs lie in the file may have changed when they are looked at.
+    /// As [`Image::map`]. Each run is as it was when the iterator came to it.
     ///
     /// # Errors
     ///
     /// As [`Image::map`].
-    pub fn map(&self, range: Range<u64>) -> Result<Runs<'_, S>> {
-        self.image.map(range)
+    pub fn map(&self, range: Range<u64>) -> Result<LiveRuns<'_, S>> {
+        Ok(LiveRuns { runs: self.image.map(range)?, flights: &self.flights })
     }
 
     /// As [`Image::read_over`].
@@ -288,6 +288,22 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let bytes = self.image.geometry().cluster_bits.bytes();
         // Sizes are bounded by what an L1 table maps.
         self.virtual_size().div_ceil(bytes).saturating_mul(bytes)
+    }
+}
+
+/// The runs of a range of a disk that may be written to meanwhile.
+#[derive(Debug)]
+pub struct LiveRuns<'a, S> {
+    runs: Runs<'a, S>,
+    flights: &'a Flights,
+}
+
+impl<S: WriteAt + Sync> Iterator for LiveRuns<'_, S> {
+    type Item = Result<Run>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let _flight = self.flights.enter();
+        self.runs.next()
     }
 }
 
