@@ -354,6 +354,12 @@ pub enum RequestError {
         /// The most bytes a refcount table may take.
         max: u64,
     },
+    /// What is asked for is the backing file's, or has to be kept from it.
+    #[error("what lies at offset {offset:#x} is left to the backing file, which was not given")]
+    BackingFileNeeded {
+        /// Where, on the guest's disk.
+        offset: u64,
+    },
     /// A range that is not on the disk.
     #[error("{length} bytes at offset {offset:#x} are not in a disk of {size} bytes")]
     OutOfRange {

@@ -191,8 +191,16 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     ///
     /// As [`Image::read_at`].
     pub fn read_at(&self, buffer: &mut [u8], offset: GuestOffset) -> Result<()> {
-        let _flight = self.flights.enter();
-        self.image.read_at(buffer, offset)
+        self.read_over(buffer, offset, |part, at| self.nothing_below(part, at))
+    }
+
+    /// What lies below an image that stands alone, or whose disk below is said to be empty.
+    fn nothing_below(&self, part: &mut [u8], at: GuestOffset) -> Result<()> {
+        if self.options.below == Some(0) {
+            part.fill(0);
+            return Ok(());
+        }
+        self.image.nothing_below(part, at)
     }
 
     /// Has everything written so far survive a power cut, unless durability is
