@@ -1,6 +1,6 @@
 //! How far names found in images are followed, as options of a command.
 //!
-//! Callers: `map`.
+//! Callers: `io`, `map`.
 
 use std::path::PathBuf;
 

@@ -27,6 +27,7 @@ mod duration;
 mod extract;
 mod follow;
 mod info;
+mod io;
 mod map;
 mod options;
 mod output;
@@ -76,6 +77,7 @@ enum Command {
     ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
     Map(map::Arguments),
+    Io(io::Arguments),
     Attach(attach::Arguments),
     Usage(usage::Arguments),
 }
@@ -109,6 +111,10 @@ pub fn main() -> ExitCode {
         Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Map(arguments) => map::run(arguments, &output),
+        Command::Io(arguments) => match io::run(arguments, &output) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Attach(arguments) => attach::run(arguments, &output),
         Command::Usage(arguments) => usage::run(arguments, &output),
     };
