@@ -151,6 +151,10 @@ impl Decoder {
     }
 
     /// The inner error says what is wrong with the payload.
+    #[cfg_attr(
+        not(any(feature = "deflate", feature = "zstd")),
+        expect(unused_variables, reason = "every compression is left out")
+    )]
     fn decode(
         &mut self,
         compression: CompressionType,
@@ -198,6 +202,10 @@ impl Encoder {
     /// # Errors
     ///
     /// [`Unsupported::CompressionLeftOut`]; [`Error::Io`] if there is no memory for it.
+    #[cfg_attr(
+        not(any(feature = "deflate", feature = "zstd")),
+        expect(unused_variables, clippy::ptr_arg, reason = "every compression is left out")
+    )]
     pub fn encode(
         &mut self,
         compression: CompressionType,
@@ -208,6 +216,7 @@ impl Encoder {
             #[cfg(feature = "deflate")]
             CompressionType::Zlib => {
                 self.deflate.get_or_insert_default().encode(cluster, payload)?;
+                Ok(payload.len() < cluster.len())
             }
             #[cfg(feature = "zstd")]
             CompressionType::Zstd => {
@@ -216,11 +225,11 @@ impl Encoder {
                     None => zstd::Compressor::new()?,
                 };
                 self.zstd.insert(compressor).encode(cluster, payload)?;
+                Ok(payload.len() < cluster.len())
             }
             #[allow(unreachable_patterns, reason = "with both features")]
-            other => return Err(left_out(other)),
+            other => Err(left_out(other)),
         }
-        Ok(payload.len() < cluster.len())
     }
 }
 

@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
@@ -58,6 +59,15 @@ pub fn is_in_use(file: &File) -> io::Result<bool> {
     Ok(i32::from(probe.l_type) != libc::F_UNLCK)
 }
 
+/// Whether a question failed because ranges cannot be locked there at all: then no QEMU has locked any.
+/// Another failure says nothing about who has.
+#[must_use]
+pub fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENOSYS]
+        .iter()
+        .any(|&errno| error.raw_os_error() == Some(errno as i32))
+}
+
 /// Whether a QEMU, or a program that locks like one, may be writing to `file`. Those that only read
 /// do not count.
 ///
@@ -98,5 +108,13 @@ mod tests {
         drop(first);
         assert!(!is_written(&File::open(&path).unwrap()).unwrap());
         assert!(lock_for_writing(&open()).unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_locked_is_told_from_what_cannot_be_asked() {
+        for (errno, unsupported) in [(22, true), (95, true), (38, true), (37, false), (5, false)] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_unsupported(&error), unsupported, "{error}");
+        }
     }
 }
