@@ -121,6 +121,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Flush),
         1 => Just(Op::Close),
         1 => Just(Op::Drop),
+        1 => Just(Op::Kill),
         1 => Just(Op::Snapshot),
         1 => Just(Op::Forget),
     ]
