@@ -12,7 +12,7 @@ use std::cell::Cell;
 use testkit::checker::check;
 use testkit::faulty::Faults;
 use testkit::model::differ;
-use testkit::program::image::ImageTarget;
+use testkit::program::image::{ImageTarget, content};
 use testkit::program::judge::judge_snapshots;
 use testkit::program::{Call, Lab, Op, Program, program, run};
 use testkit::sweep::Sweep;
@@ -56,6 +56,8 @@ fn model(program: &Program, lab: &Lab) -> Result<(usize, usize), String> {
     if !clean && !(by_qemu && findings.sound().is_ok()) {
         return Err(format!("closed: {findings:?}"));
     }
+    let disk = content(&files, &shape.base(), None).map_err(|error| format!("closed: {error}"))?;
+    history.model.compare(&disk, 0).map_err(|foreign| format!("closed: {foreign}"))?;
     judge_snapshots(&history, &shape.base(), &files, usize::MAX - 1)?;
     lab.store(&files);
     if findings.leaks == 0 {
