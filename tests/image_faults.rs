@@ -135,7 +135,7 @@ fn struck(
         let model = timeline.advance(at);
         let ends = history.steps[first..].iter().any(|step| step.events.end == at);
         if at >= start && (ends || at == start) {
-            judge(shape, &base, replay.killed(), model)
+            judge(&base, replay.killed(), model)
                 .map_err(|error| format!("after event {at}: {error}"))?;
         }
         if !replay.advance() {
@@ -146,7 +146,7 @@ fn struck(
     // The end, closed as well as may be.
     let closed = target.close();
     let files = target.recording.files();
-    let findings = judge(shape, &base, &files, &history.model)
+    let findings = judge(&base, &files, &history.model)
         .map_err(|error| format!("in the end ({closed:?}): {error}"))?;
     judge_snapshots(&history, &base, &files, usize::MAX - 1)?;
     go_on(program, &base, &files).map_err(|error| format!("in the end ({closed:?}): {error}"))?;
