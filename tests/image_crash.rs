@@ -83,7 +83,7 @@ fn an_image_is_whole_wherever_its_writer_stops() {
         writers.get(),
         checks.get()
     ));
-    assert!(programs > 0 && cuts.get() > 0 && writers.get() > 0 && checks.get() > 0);
+    assert!(programs > 0 && cuts.get() > 0 && writers.get() > 0);
 }
 
 struct Crash<'a> {
