@@ -24,7 +24,7 @@ use std::fmt;
 
 use crate::model::Fill;
 
-pub use draw::{ops, program, programs_of, shape};
+pub use draw::{growing, ops, program, programs_of, shape};
 pub use lab::Lab;
 pub use run::{Failure, FlatTarget, History, Kept, Step, Target, Timeline, run};
 pub use shape::{Backing, Durability, Settles, Shape};
