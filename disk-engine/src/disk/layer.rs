@@ -5,9 +5,9 @@
 //! qcow2    runs of its tables; what is unallocated is the next layer's
 //! ```
 //!
-//! Callers: `opened`, `map`.
+//! Callers: `opening`, `layers`.
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::{Run, RunKind};
@@ -18,6 +18,7 @@ use crate::disk::chain::from_format;
 use crate::disk::content::DiskContent;
 use crate::disk::raw::RawDisk;
 use crate::error::{Error, Result};
+use crate::sys::image_file::ImageFile;
 
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -28,7 +29,7 @@ pub(super) struct Layer {
 #[derive(Debug)]
 enum Content {
     Raw(RawDisk),
-    Qcow2(Box<Image<File>>),
+    Qcow2(Box<Image<ImageFile>>),
 }
 
 /// What stopped a read: this layer, or one below, whose error is complete.
@@ -48,7 +49,7 @@ impl Layer {
         Self { path, content: Content::Raw(disk) }
     }
 
-    pub(super) fn qcow2(image: Image<File>, path: PathBuf) -> Self {
+    pub(super) fn qcow2(image: Image<ImageFile>, path: PathBuf) -> Self {
         Self { path, content: Content::Qcow2(Box::new(image)) }
     }
 
@@ -63,15 +64,11 @@ impl Layer {
         }
     }
 
-    pub(super) fn image(&self) -> Option<&Image<File>> {
+    pub(super) fn header(&self) -> Option<Cow<'_, Header>> {
         match &self.content {
             Content::Raw(_) => None,
-            Content::Qcow2(image) => Some(image),
+            Content::Qcow2(image) => Some(Cow::Borrowed(image.header())),
         }
-    }
-
-    pub(super) fn header(&self) -> Option<&Header> {
-        self.image().map(Image::header)
     }
 
     /// Size of its disk in bytes.

@@ -7,21 +7,28 @@
 //! pad       raw disks made even for direct I/O
 //! raw       a raw image as such
 //! layer     an image of an opened chain, whatever its format
-//! opened    an opened chain: a disk that is read
+//! layers    the images of an opened chain as one disk
+//! opening   from a chain to its layers
+//! opened    a disk that is read
 //! map       which part of a disk comes from where
 //! ```
 
 pub mod chain;
 pub mod content;
 mod layer;
+mod layers;
 pub mod map;
 pub mod opened;
+mod opening;
 pub mod pad;
 pub mod policy;
 pub mod raw;
 
 pub use content::{ContentRun, DiskContent};
+pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
-pub use opened::{Disk, DiskFile, DiskImage, DiskOptions};
+pub use opened::{Disk, DiskFile, DiskOptions};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;
+
+pub use crate::sys::image_lock::Locking;

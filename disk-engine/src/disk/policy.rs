@@ -8,7 +8,7 @@
 //! ```
 //!
 //! This is the one gate: nobody else in the crate opens a name that an image contains, be it a
-//! backing file's or an external data file's. Callers: `chain`, `opened`.
+//! backing file's or an external data file's. Callers: `chain`, `opening`.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
