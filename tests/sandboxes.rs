@@ -301,7 +301,7 @@ fn read_only_cache(sandbox: &Sandbox<'_>) {
 }
 
 /// The commands that ask for a base that is there.
-const COMPLETE: [&str; 7] = [
+const COMPLETE: [&str; 13] = [
     "base_that_is_there",
     "base_beside_one_of_that_length",
     "prepare_from_a_base",
@@ -309,6 +309,12 @@ const COMPLETE: [&str; 7] = [
     "prepare_copies",
     "prepare_raw",
     "prepare_afresh",
+    "cache_ls",
+    "cache_verify_sound",
+    "cache_verify_sound_in_full",
+    "cache_verify_suspected",
+    "cache_verify_damaged",
+    "cache_verify_damaged_in_full",
 ];
 
 const TASK: &str = "SANDBOXES_TASK";

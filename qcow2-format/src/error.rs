@@ -271,6 +271,41 @@ pub enum Violation {
     /// A snapshot table over 64 MiB.
     #[error("a snapshot table takes at most 64 MiB")]
     SnapshotTableTooLarge,
+    /// A write that would destroy metadata.
+    #[error("it would overwrite the {what}")]
+    Overlap {
+        /// What lies there.
+        what: &'static str,
+    },
+    /// A reference that says it is the only one, and the refcount says otherwise.
+    #[error(
+        "it says that it is the only reference, and the refcount of what it names is {refcount}"
+    )]
+    NotTheOnlyReference {
+        /// The refcount of the cluster that is referred to.
+        refcount: u64,
+    },
+    /// A cluster in use whose refcount is zero.
+    #[error("what it names is in use and has a refcount of 0")]
+    UnusedInUse,
+    /// A refcount that its width cannot count any further.
+    #[error("refcounts of {bits} bits do not count any further")]
+    RefcountOverflow {
+        /// Their width in bits.
+        bits: u32,
+    },
+    /// Two entries of the refcount table that name the same block.
+    #[error("another entry names the same refcount block")]
+    DuplicateRefcountBlock,
+    /// A structure that starts after the end of the file.
+    #[error("it starts at or after the end of the file, {file_length:#x}")]
+    StartsBeyondFile {
+        /// Length of the file in bytes.
+        file_length: u64,
+    },
+    /// A bitmap directory whose entries do not fill it.
+    #[error("the entries of the bitmap directory do not end where it does")]
+    BitmapDirectory,
     /// More than 1024 bytes of extra data in a snapshot table entry.
     #[error("a snapshot has at most 1024 bytes of extra data")]
     SnapshotExtraData,
@@ -292,6 +327,33 @@ pub enum RequestError {
     /// A data file was given, and the image holds its clusters itself.
     #[error("the image has no external data file")]
     DataFileUnexpected,
+    /// The image cannot be written to.
+    #[error("the image cannot be written to: {why}")]
+    ReadOnly {
+        /// What keeps it from that.
+        why: &'static str,
+    },
+    /// A compressed write that does not take whole clusters.
+    #[error(
+        "compressed clusters are written as a whole: {length} bytes at offset {offset:#x} are not clusters of {cluster_size}"
+    )]
+    NotWholeClusters {
+        /// Where the range starts.
+        offset: u64,
+        /// Its length in bytes.
+        length: u64,
+        /// The image's cluster size in bytes.
+        cluster_size: u64,
+    },
+    /// A compressed write to an image with an external data file.
+    #[error("an external data file holds no compressed clusters")]
+    CompressedWithDataFile,
+    /// No refcount table of legal size counts another cluster.
+    #[error("the image is full: its refcount table cannot grow past {max} bytes")]
+    Full {
+        /// The most bytes a refcount table may take.
+        max: u64,
+    },
     /// A range that is not on the disk.
     #[error("{length} bytes at offset {offset:#x} are not in a disk of {size} bytes")]
     OutOfRange {

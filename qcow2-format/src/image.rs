@@ -22,6 +22,7 @@ mod options;
 mod payload;
 mod read;
 mod tables;
+mod write;
 
 use crate::address::HostOffset;
 use crate::error::{RequestError, Result, Unsupported};
@@ -35,6 +36,7 @@ use crate::snapshot::Snapshot;
 
 pub use map::{Run, RunKind, Runs};
 pub use options::ReadOptions;
+pub use write::{DetectZeroes, Discard, Durability, WritableImage, WriteOptions, ZeroMode};
 
 use payload::Payloads;
 use tables::Tables;

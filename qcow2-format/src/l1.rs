@@ -6,14 +6,17 @@
 //! ```
 //!
 //! The active table, or a snapshot's. It is read once; its length is bounded by QEMU's ceiling and
-//! by the file. Callers: `image`.
+//! by the file. Who writes to the image changes the entries in memory and in the file. Callers:
+//! `image`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::{GuestOffset, HostOffset};
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::{Geometry, L1_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
 use crate::io::{ReadAt, read_table};
 
-const COPIED: u64 = 1 << 63;
+pub(crate) const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const RESERVED: u64 = !(COPIED | OFFSET);
 
@@ -53,7 +56,7 @@ impl L1Entry {
 #[derive(Debug)]
 pub(crate) struct L1Table {
     at: HostOffset,
-    entries: Vec<u64>,
+    entries: Vec<AtomicU64>,
     geometry: Geometry,
 }
 
@@ -80,22 +83,53 @@ impl L1Table {
         place.check(storage, geometry)?;
         let count = geometry.l1_entries(virtual_size).min(place.entries.into());
         let entries = read_table(storage, place.at.0, count, "read the L1 table")?;
+        let entries = entries.into_iter().map(AtomicU64::new).collect();
         Ok(Self { at: place.at, entries, geometry })
     }
 
     /// The L2 table that maps `offset`.
     pub(crate) fn l2_table(&self, offset: GuestOffset) -> Result<Option<HostOffset>> {
-        let index = self.geometry.l1_index(offset);
+        Ok(self.entry(self.geometry.l1_index(offset))?.l2_table)
+    }
+
+    /// Entry `index`; what a short table lacks maps nothing.
+    pub(crate) fn entry(&self, index: u64) -> Result<L1Entry> {
         let raw = usize::try_from(index).ok().and_then(|index| self.entries.get(index));
-        let Some(raw) = raw.copied().filter(|raw| *raw != 0) else { return Ok(None) };
-        let at = HostOffset(self.at.0.saturating_add(index.saturating_mul(TABLE_ENTRY_BYTES)));
-        Ok(L1Entry::decode(raw, at, self.geometry)?.l2_table)
+        // Whoever set it had written what it names.
+        let raw = raw.map_or(0, |raw| raw.load(Ordering::Acquire));
+        if raw == 0 {
+            return Ok(L1Entry { l2_table: None, copied: false });
+        }
+        L1Entry::decode(raw, self.entry_offset(index), self.geometry)
+    }
+
+    /// Where entry `index` lies in the file.
+    pub(crate) fn entry_offset(&self, index: u64) -> HostOffset {
+        HostOffset(self.at.0.saturating_add(index.saturating_mul(TABLE_ENTRY_BYTES)))
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Entry `index` as it stands in the file.
+    pub(crate) fn raw(&self, index: u64) -> u64 {
+        let raw = usize::try_from(index).ok().and_then(|index| self.entries.get(index));
+        raw.map_or(0, |raw| raw.load(Ordering::Acquire))
+    }
+
+    /// Makes entry `index` name the L2 table at `table`, which nothing else refers to.
+    pub(crate) fn set(&self, index: u64, table: HostOffset) {
+        if let Some(entry) = usize::try_from(index).ok().and_then(|index| self.entries.get(index)) {
+            entry.store(COPIED | table.0, Ordering::Release);
+        }
     }
 }
 
 impl L1Place {
     /// The rules the header's own L1 table is held to; a snapshot's must keep them as well.
-    fn check(&self, storage: &(impl ReadAt + ?Sized), geometry: Geometry) -> Result<()> {
+    pub(crate) fn check(&self, storage: &(impl ReadAt + ?Sized), geometry: Geometry) -> Result<()> {
         let corrupt = |(field, offset), value, violation| -> Result<()> {
             Err(FieldError { field, value, offset, violation }.into())
         };

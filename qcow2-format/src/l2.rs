@@ -14,6 +14,8 @@
 //!
 //! Decoded once; afterwards nobody looks at masks. Callers: `image`.
 
+use std::ops::Range;
+
 use crate::address::{GuestOffset, HostOffset};
 use crate::compressed::CompressedDescriptor;
 use crate::error::{FieldError, Result, Violation};
@@ -68,6 +70,21 @@ impl SubclusterBitmap {
         index < SUBCLUSTERS && self.0 >> (index + SUBCLUSTERS) & 1 == 1
     }
 
+    /// All subclusters read as zeros.
+    pub(crate) const ALL_ZERO: Self = Self(0xffff_ffff_0000_0000);
+
+    /// The subclusters in `indices` are stored, and no longer zeros.
+    pub(crate) const fn with_allocated(self, indices: Range<u32>) -> Self {
+        let bits = bits(indices);
+        Self((self.0 | bits) & !(bits << SUBCLUSTERS))
+    }
+
+    /// The subclusters in `indices` read as zeros, and are no longer stored.
+    pub(crate) const fn with_zero(self, indices: Range<u32>) -> Self {
+        let bits = bits(indices);
+        Self((self.0 & !bits) | bits << SUBCLUSTERS)
+    }
+
     const fn allocated(self) -> u64 {
         self.0 & 0xffff_ffff
     }
@@ -75,6 +92,11 @@ impl SubclusterBitmap {
     const fn zero(self) -> u64 {
         self.0 >> 32
     }
+}
+
+/// The bits of `indices`, each at most 32.
+const fn bits(indices: Range<u32>) -> u64 {
+    ((1 << indices.end) - 1) & !((1 << indices.start) - 1)
 }
 
 /// An L2 entry.
@@ -176,6 +198,25 @@ impl L2Rules {
 }
 
 impl L2Entry {
+    /// The entry of a cluster stored at `host`, to which there is no other reference.
+    pub(crate) const fn standard(host: HostOffset) -> u64 {
+        COPIED | host.0
+    }
+
+    /// The entry of a cluster that reads as zeros and has `host` to itself for later writes. Without
+    /// subclusters only.
+    pub(crate) const fn zero(host: Option<HostOffset>) -> u64 {
+        match host {
+            Some(host) => COPIED | host.0 | ZERO,
+            None => ZERO,
+        }
+    }
+
+    /// The entry of a compressed cluster.
+    pub(crate) fn compressed(descriptor: u64) -> u64 {
+        COMPRESSED | descriptor
+    }
+
     /// What subcluster `index` is, each `subcluster_bytes` long. Without a bitmap the whole cluster
     /// is subcluster 0.
     #[must_use]

@@ -55,5 +55,5 @@ pub use create::CreateOptions;
 pub use error::{Error, Result};
 pub use geometry::{ClusterBits, Geometry, RefcountOrder};
 pub use header::Header;
-pub use image::{Image, ReadOptions};
+pub use image::{Durability, Image, ReadOptions, WritableImage, WriteOptions};
 pub use io::{Memory, ReadAt, WriteAt};

@@ -58,6 +58,14 @@ impl Snapshot {
     /// [`Error::Io`] from the storage; [`Error::Corrupt`] if an entry breaks a rule or lies past the
     /// end of the file.
     pub fn read_table(storage: &(impl ReadAt + ?Sized), header: &Header) -> Result<Vec<Self>> {
+        Ok(Self::read_table_to(storage, header)?.0)
+    }
+
+    /// As [`Snapshot::read_table`], with where the table ends.
+    pub(crate) fn read_table_to(
+        storage: &(impl ReadAt + ?Sized),
+        header: &Header,
+    ) -> Result<(Vec<Self>, u64)> {
         let mut table = Vec::new();
         let start = header.snapshots_offset().to_u64();
         let mut at = start;
@@ -70,7 +78,7 @@ impl Snapshot {
             table.push(snapshot);
             at = end.next_multiple_of(8);
         }
-        Ok(table)
+        Ok((table, at))
     }
 
     /// The snapshot with the id `name`, or else the first one with that name, as qemu-img looks

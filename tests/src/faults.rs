@@ -53,6 +53,17 @@ pub struct Scenario {
     pub whole: fn(&Place) -> Verdict,
     /// What a success must have made.
     pub done: fn(&Place) -> Verdict,
+    /// What a success is and has to say, where that is more than having made it.
+    pub answer: Option<Answer>,
+}
+
+/// What a command says that is asked, or that finds something wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The exit code of a run that has found what there is to find.
+    pub code: i32,
+    /// Whether its report, after a strike, is true. Judged in place of [`Scenario::done`].
+    pub right: fn(&Place, &Value) -> Verdict,
 }
 
 /// What a command finds.
@@ -232,12 +243,13 @@ impl Scenario {
         let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
         let told = |why: String| format!("{}: {why}: {said}", self.name);
         (self.whole)(place).map_err(told)?;
-        if output.status.success() {
-            (self.done)(place).map_err(told)?;
+        if output.status.code() == Some(self.code()) {
+            self.check_success(place, &output.stdout).map_err(told)?;
         }
         match (output.status.code(), place.left_overs_beside(found)) {
             (_, left) if !left.is_empty() => Err(told(format!("left over: {left:?}"))),
-            (Some(0), _) => Ok(None),
+            (Some(code), _) if code == self.code() => Ok(None),
+            (Some(0), _) => Err(told("it found nothing".to_owned())),
             (Some(code), _) => {
                 self.check_outside(place, found).map_err(told)?;
                 let error = check_words(code, &said).map_err(told)?;
@@ -280,11 +292,13 @@ impl Scenario {
         let fixed = place.fixed_state();
         let clean = watch(&mut command(), &place.path, None).expect("it could be watched before");
         let told = String::from_utf8_lossy(&clean.stderr).into_owned();
-        if clean.end != Ok(0) || !place.left_overs().is_empty() {
+        if clean.end != Ok(self.code()) || !place.left_overs().is_empty() {
             let (end, left) = (clean.end, place.left_overs());
             return Err(format!("{}, undisturbed: {end:?}, left {left:?}, {told}\n", self.name));
         }
-        (self.done)(place).map_err(|why| format!("{}, undisturbed: {why}\n", self.name))?;
+        self.check_success(place, &clean.stdout)
+            .and_then(|()| (self.done)(place))
+            .map_err(|why| format!("{}, undisturbed: {why}\n", self.name))?;
 
         let mut tally = Tally { calls: clean.calls.len(), ..Tally::default() };
         let mut wrong = Vec::new();
@@ -300,7 +314,7 @@ impl Scenario {
             if verdict.is_ok() {
                 let again = command().output().expect("it started before");
                 verdict = self.judge_again(place, &again, &found);
-                if verdict.is_ok() && watched.end != Ok(0) && !watched.killed() {
+                if verdict.is_ok() && watched.end != Ok(self.code()) && !watched.killed() {
                     verdict = check_sync(call, &again);
                 }
             }
@@ -375,7 +389,10 @@ impl Scenario {
         }
         match watched.end {
             _ if killed => Ok(()),
-            Ok(0) => (self.done)(place).map_err(|why| format!("a success, and {why}")),
+            Ok(code) if code == self.code() => self
+                .check_success(place, &watched.stdout)
+                .map_err(|why| format!("a success, and {why}")),
+            Ok(0) => Err("a success, and it found nothing".to_owned()),
             Ok(code) if missed => Err(format!("not struck, and it ended with {code}: {said}")),
             Ok(code) => {
                 tally.errors += 1;
@@ -390,6 +407,18 @@ impl Scenario {
             }
             Err(signal) => Err(format!("ended by {signal}: {said}")),
         }
+    }
+
+    /// How a run ends that has done all there is to do.
+    fn code(&self) -> i32 {
+        self.answer.map_or(0, |answer| answer.code)
+    }
+
+    /// A success has made what it should, or says truly what it has not.
+    fn check_success(&self, place: &Place, report: &[u8]) -> Verdict {
+        let Some(answer) = &self.answer else { return (self.done)(place) };
+        let report = serde_json::from_slice(report).map_err(|error| format!("it said {error}"))?;
+        (answer.right)(place, &report).map_err(|why| format!("{why}; it reported {report}"))
     }
 
     /// After an error there is nothing new outside of the cache, unless all that was to be done was
@@ -407,7 +436,8 @@ impl Scenario {
         let error = serde_json::from_str::<Value>(&said).unwrap_or_default();
         // What was struck after it had given its product a name has done its work.
         let done_before = error["error"]["code"] == "already-exists";
-        if !again.status.success() && !done_before {
+        let succeeded = [Some(0), Some(self.code())].contains(&again.status.code());
+        if !succeeded && !done_before {
             return Err(format!("the next run failed: {said}"));
         }
         (self.done)(place).map_err(|why| format!("after the next run, {why}"))?;

@@ -114,10 +114,17 @@ pub(crate) fn look_up(layout: &Layout, key: &CacheKey) -> Result<Lookup> {
     Ok(found)
 }
 
-/// The manifest of `key`, whatever the base is like; `None` if there is none that can be read.
-pub(crate) fn manifest(layout: &Layout, key: &CacheKey) -> Option<Manifest> {
-    let bytes = record::read_file(manifest::KIND, &layout.manifest(key)).ok()??;
-    Manifest::parse(&bytes).ok()
+/// The manifest of `key`, whatever the base is like; `None` if there is none that is intact.
+///
+/// # Errors
+///
+/// As [`inspect`].
+pub(crate) fn manifest(layout: &Layout, key: &CacheKey) -> Result<Option<Manifest>> {
+    match record::read_file(manifest::KIND, &layout.manifest(key)) {
+        Ok(bytes) => Ok(bytes.and_then(|bytes| Manifest::parse(&bytes).ok())),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Looks for the base of `key` and leases it, to be looked at: it does not count as asked for.

@@ -97,8 +97,7 @@ impl ImageCache {
             .collect::<Result<Vec<_>>>()?;
         bases.sort_by(|one, other| (other.last_used, &one.key).cmp(&(one.last_used, &other.key)));
         let temporaries = files(layout.tmp())?;
-        let folder = layout.quarantine_folder();
-        let quarantined = if folder.exists() { files(&folder)? } else { Vec::new() };
+        let quarantined = quarantined(layout)?;
         Ok(CacheListing {
             bases,
             temporaries: temporaries.len(),
@@ -152,9 +151,9 @@ pub(super) fn glance(layout: &Layout, key: CacheKey) -> Result<Option<Glance>> {
     let (state, manifest) = match lease::inspect(layout, &key)? {
         Lookup::Absent => return Ok(None),
         Lookup::Found(lease) => (BaseState::Good, Some(lease.manifest.clone())),
-        Lookup::Contended => (BaseState::Changing, lease::manifest(layout, &key)),
+        Lookup::Contended => (BaseState::Changing, lease::manifest(layout, &key)?),
         Lookup::Damaged(error) => {
-            (BaseState::Damaged(describe(&error)), lease::manifest(layout, &key))
+            (BaseState::Damaged(describe(&error)), lease::manifest(layout, &key)?)
         }
     };
     Ok(Some(Glance {
@@ -163,7 +162,7 @@ pub(super) fn glance(layout: &Layout, key: CacheKey) -> Result<Option<Glance>> {
         virtual_size: metadata.len(),
         allocated: space::allocated(&metadata),
         made: metadata.mtime(),
-        last_used: uses::last_use(layout, &key).map_or(metadata.mtime(), seconds),
+        last_used: uses::last_use(layout, &key)?.map_or(metadata.mtime(), seconds),
         path,
     }))
 }
@@ -191,10 +190,25 @@ fn look(layout: &Layout, key: CacheKey) -> Result<Option<ListedBase>> {
     }))
 }
 
-/// Everything in a folder of the cache that can be looked at.
+/// Everything in a folder of the cache.
 pub(super) fn files(folder: &std::path::Path) -> Result<Vec<(PathBuf, Metadata)>> {
-    let looked = |path: PathBuf| fs::symlink_metadata(&path).ok().map(|metadata| (path, metadata));
-    Ok(names(folder)?.into_iter().filter_map(looked).collect())
+    let look = |path: PathBuf| match fs::symlink_metadata(&path) {
+        Ok(metadata) => Some(Ok((path, metadata))),
+        // Gone since the folder was listed.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(Error::io("look at", &path, error))),
+    };
+    names(folder)?.into_iter().filter_map(look).collect()
+}
+
+/// Everything in quarantine, which nobody may have needed yet.
+pub(super) fn quarantined(layout: &Layout) -> Result<Vec<(PathBuf, Metadata)>> {
+    let folder = layout.quarantine_folder();
+    match folder.try_exists() {
+        Ok(true) => files(&folder),
+        Ok(false) => Ok(Vec::new()),
+        Err(error) => Err(Error::io("look at", &folder, error)),
+    }
 }
 
 fn names(folder: &std::path::Path) -> Result<Vec<PathBuf>> {

@@ -80,8 +80,8 @@
 //! # What holds when things go wrong
 //!
 //! - A process killed anywhere leaves at most a file in `tmp/` whose lock is free, and a manifest without a
-//!   base. The file goes with the next extraction or prune, or with a hit on the base its maker had
-//!   just named. A file's age decides nothing.
+//!   base. The file goes with the next extraction or prune, with a hit on the base its maker had
+//!   just named, or when a verification is done that was cut short. A file's age decides nothing.
 //! - A base or manifest that is truncated, damaged, writable, foreign or a planted link is made
 //!   anew, never served. Bytes changed inside a base behind the back of its modification time are
 //!   for [`ImageCache::verify`] to find, which quarantines what is damaged.

@@ -36,7 +36,7 @@ use super::users::{self, Leases, Users};
 use super::uses::{self, OverlayUse, Standing};
 use super::{CacheKey, ImageCache};
 use crate::control::Control;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::LockMode;
 use crate::sys::{pending, space};
 
@@ -145,8 +145,8 @@ impl ImageCache {
     ///
     /// # Errors
     ///
-    /// What the system says of the cache's folders, or of a file that cannot be removed; what went
-    /// before that is gone. [`ErrorKind::Cancelled`].
+    /// What the system says of the cache's folders, or of a file that cannot be looked at or removed;
+    /// what went before that is gone. [`ErrorKind::Cancelled`].
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
         Prune { layout: &self.layout, options, report: PruneReport::default() }.run()
     }
@@ -239,11 +239,11 @@ impl Prune<'_> {
             Err(because) => return Ok(Some(because)),
         };
         // Another prune was faster: it has counted it.
-        if !self.is_there(key) {
+        if !self.is_there(key)? {
             return Ok(None);
         }
         // Used, or made anew, since it was listed.
-        if uses::last_use(self.layout, key)
+        if uses::last_use(self.layout, key)?
             .map(list::seconds)
             .is_some_and(|now| now > base.last_used)
         {
@@ -315,15 +315,14 @@ impl Prune<'_> {
 
     fn sweep_temporaries(&mut self) -> Result<()> {
         for (path, metadata) in list::files(self.layout.tmp())? {
-            let goes = if self.options.dry_run {
-                pending::abandoned(&path).is_some()
-            } else {
-                pending::remove_if_abandoned(&path)
-            };
-            if goes {
-                self.report.debris.temporaries += 1;
-                self.report.debris.bytes += space::allocated(&metadata);
+            let failed = |error| Error::io("look whether somebody makes", &path, error);
+            // Its lock is held until it is gone.
+            let Some(_lock) = pending::abandoned(&path).map_err(failed)? else { continue };
+            if !self.options.dry_run {
+                remove(&path)?;
             }
+            self.report.debris.temporaries += 1;
+            self.report.debris.bytes += space::allocated(&metadata);
         }
         Ok(())
     }
@@ -331,11 +330,10 @@ impl Prune<'_> {
     /// Removes damaged bases nobody has looked at for too long, or all while room is wanted, with `taken`
     /// bytes taken by the others. Returns the bytes of those that stay.
     fn sweep_quarantine(&mut self, now: i64, taken: u64) -> Result<u64> {
-        let folder = self.layout.quarantine_folder();
-        if !folder.exists() {
+        let mut files = list::quarantined(self.layout)?;
+        if files.is_empty() {
             return Ok(0);
         }
-        let mut files = list::files(&folder)?;
         files.sort_by_key(|(path, metadata)| (metadata.ctime(), path.clone()));
         let mut left: u64 = files.iter().map(|(_, metadata)| space::allocated(metadata)).sum();
         let mut available = list::available(self.layout)?;
@@ -373,12 +371,12 @@ impl Prune<'_> {
         keys.dedup();
         for key in keys {
             self.options.control.check()?;
-            if self.is_there(&key) {
+            if self.is_there(&key)? {
                 continue;
             }
             let Ok(_free) = self.free(&key)? else { continue };
             // Somebody may have made it between the look and the lock.
-            if self.is_there(&key) {
+            if self.is_there(&key)? {
                 continue;
             }
             for path in [self.layout.manifest(&key), self.layout.uses(&key)] {
@@ -394,19 +392,27 @@ impl Prune<'_> {
                         name.strip_prefix("length-").and_then(|rest| rest.strip_suffix(".lock"));
                     length.is_some_and(|length| length.parse::<u64>().is_ok())
                 });
-            if !is_ours || key.is_some_and(|key| self.is_there(&key)) {
+            if !is_ours || key.map_or(Ok(false), |key| self.is_there(&key))? {
                 continue;
             }
             // Held while it goes: who waits for it sees that it lost its name, and takes the next one.
-            if let Ok(Some(_lock)) = self.try_lock(&path) {
-                self.sweep(&path)?;
+            match self.try_lock(&path) {
+                Ok(Some(_lock)) => self.sweep(&path)?,
+                Ok(None) => {}
+                // No lock file of ours: left alone.
+                Err(error) if error.kind() == ErrorKind::Refused => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
     fn sweep(&mut self, path: &Path) -> Result<()> {
-        let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("look at", path, error)),
+        };
         if !self.options.dry_run {
             remove(path)?;
         }
@@ -415,10 +421,13 @@ impl Prune<'_> {
         Ok(())
     }
 
-    fn is_there(&self, key: &CacheKey) -> bool {
-        // In doubt it is.
-        !matches!(fs::symlink_metadata(self.layout.base(key)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound)
+    fn is_there(&self, key: &CacheKey) -> Result<bool> {
+        let path = self.layout.base(key);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("look at the base", &path, error)),
+        }
     }
 
     /// The lock, if nobody holds it.

@@ -31,6 +31,8 @@ pub(crate) struct Quarantined {
     pub(crate) base: Option<PathBuf>,
     /// Whether someone uses it, or nobody can tell.
     pub(crate) in_use: bool,
+    /// Why its manifest stays under its name, where the base does not.
+    pub(crate) obstacle: Option<Error>,
 }
 
 /// Moves the base of `key` and its manifest away. Under the lock of the key, without a lease of one's
@@ -49,10 +51,15 @@ pub(crate) fn quarantine(layout: &Layout, key: &CacheKey, reason: &Error) -> Res
     let in_use = may_be_used(&held);
     let moved = !in_use && give_way(&base, &place("img"))?;
     drop(held);
-    if give_way(&layout.manifest(key), &place("manifest"))? || moved {
-        explain(&place("reason"), reason);
-    }
-    Ok(Quarantined { base: moved.then(|| place("img")), in_use })
+    let obstacle = match give_way(&layout.manifest(key), &place("manifest")) {
+        // Without its base it means nothing, but in that base's place it would be believed.
+        Err(error) if !moved => return Err(error),
+        Err(error) => Some(error),
+        Ok(false) if !moved => return Ok(Quarantined { in_use, ..Quarantined::default() }),
+        Ok(_) => None,
+    };
+    explain(&place("reason"), reason);
+    Ok(Quarantined { base: moved.then(|| place("img")), in_use, obstacle })
 }
 
 /// Whether someone uses the base of `key`, or nobody can tell.

@@ -11,9 +11,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::cache::record;
+use crate::cache::{lock, record};
 use crate::error::{Error, Result};
-use crate::sys::lock::{self, FileLock, LockMode};
+use crate::sys::lock::{FileLock, LockMode, is_unsupported, needs_writer};
 use crate::sys::{image_lock, open};
 
 /// Who has a base open.
@@ -39,7 +39,7 @@ pub(crate) enum Leases {
 ///
 /// # Errors
 ///
-/// What says nothing about the base: no descriptors, failing storage.
+/// What says nothing about the base: no descriptors, failing storage, no answer about a lock.
 pub(crate) fn of(base: &Path) -> Result<Users> {
     let nothing = Users { leases: Leases::None { _lock: None }, qemu: Some(false) };
     match fs::symlink_metadata(base) {
@@ -57,12 +57,19 @@ pub(crate) fn of(base: &Path) -> Result<Users> {
         }
         Err(error) => return Err(Error::io("open the base", base, error)),
     };
-    let qemu = image_lock::is_in_use(&file).ok();
+    let qemu = match image_lock::is_in_use(&file) {
+        Ok(is_in_use) => Some(is_in_use),
+        Err(error) if image_lock::is_unsupported(&error) => None,
+        // It may well be running.
+        Err(error) => return Err(Error::io("ask for QEMU's locks on", base, error)),
+    };
     let leases = match FileLock::try_acquire_patiently(file, LockMode::Exclusive) {
         Ok(Ok(lock)) => Leases::None { _lock: Some(lock) },
         Ok(Err(_)) => Leases::Some,
         // NFS locks exclusively what is open for writing, and a base never is.
-        Err(error) if lock::is_unsupported(&error) || lock::needs_writer(&error) => Leases::Unknown,
+        Err(error) if needs_writer(&error) => Leases::Unknown,
+        // As for whoever would lease it: locks there are, or the cache could not have been opened.
+        Err(error) if is_unsupported(&error) => return Err(lock::unsupported(base, error)),
         Err(error) => return Err(Error::io("lock the base", base, error)),
     };
     Ok(Users { leases, qemu })

@@ -217,8 +217,17 @@ pub(crate) fn log(layout: &Layout, key: &CacheKey) -> Result<Log> {
 }
 
 /// When the base of `key` was asked for last; `None` if nobody noted it.
-pub(crate) fn last_use(layout: &Layout, key: &CacheKey) -> Option<SystemTime> {
-    fs::symlink_metadata(layout.uses(key)).ok()?.modified().ok()
+///
+/// # Errors
+///
+/// What the system says. To take that for "never" would make the base the first one to go.
+pub(crate) fn last_use(layout: &Layout, key: &CacheKey) -> Result<Option<SystemTime>> {
+    let path = layout.uses(key);
+    match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
+        Ok(time) => Ok(Some(time)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("look at the record of overlays", &path, error)),
+    }
 }
 
 /// Writes the log of `key` anew with these notes alone, and keeps its modification time. Nobody may
@@ -230,7 +239,7 @@ pub(crate) fn last_use(layout: &Layout, key: &CacheKey) -> Option<SystemTime> {
 pub(crate) fn rewrite(layout: &Layout, key: &CacheKey, notes: &[&Note]) -> Result<()> {
     let path = layout.uses(key);
     let failed = |error| Error::io("write the record of overlays", &path, error);
-    let last = last_use(layout, key);
+    let last = last_use(layout, key)?;
     let temporary = layout.temporary()?;
     let bytes: Vec<u8> = notes.iter().flat_map(|note| note.encode()).collect();
     temporary.file().write_all_at(&bytes, 0).map_err(failed)?;

@@ -18,7 +18,8 @@
 //!
 //! A base is read under a lease, so it stays, and nobody waits. What a lookup without the lock of the
 //! key calls damaged may be on its way to be replaced, so the damage is looked at again under
-//! that lock. Who holds it is making the base or removing it, and is not waited for.
+//! that lock. Who holds it is making the base or removing it, and is not waited for. Bytes that could
+//! not be read are tried once more before they are called damage.
 
 mod content;
 
@@ -134,7 +135,8 @@ pub struct VerifiedBase {
     pub reason: Option<Error>,
     /// Where a damaged base is now.
     pub quarantined: Option<PathBuf>,
-    /// Why a damaged base could not be moved, other than that it is in use.
+    /// Why a damaged base, or the manifest of one that was moved, could not be moved, other than that it
+    /// is in use.
     pub obstacle: Option<Error>,
     /// Whether someone uses a damaged base, or nobody can tell. It stays under its name, and the next
     /// request replaces it.
@@ -196,6 +198,13 @@ struct Damage {
     lease: Option<Box<Lease>>,
 }
 
+impl Damage {
+    /// Whether bytes could not be read, rather than being others.
+    fn is_failure(&self) -> bool {
+        self.lease.is_some() && self.reason.kind() != ErrorKind::Corrupt
+    }
+}
+
 /// What a look under the lock of the key said.
 enum Confirmed {
     Yes,
@@ -211,6 +220,7 @@ struct Verification<'a> {
 impl Verification<'_> {
     /// Looks at the base of `key`; `None` if there is none.
     fn base(&mut self, key: &CacheKey) -> Result<Option<VerifiedBase>> {
+        let mut failed = false;
         for _ in 0..TRIES {
             match self.look(key)? {
                 Finding::Intact { lease, metadata, suspicious, read } => {
@@ -223,6 +233,8 @@ impl Verification<'_> {
                     let size = self.virtual_size(key);
                     return Ok(Some(self.report(key, Verdict::Stale, Some(reason), size)));
                 }
+                // A medium that fails may do so once, and the base under its overlays be sound.
+                Finding::Damaged(damage) if !failed && damage.is_failure() => failed = true,
                 Finding::Damaged(damage) => {
                     if let Some(base) = self.damaged(key, damage)? {
                         return Ok(Some(base));
@@ -296,17 +308,17 @@ impl Verification<'_> {
         let outcome = match lock {
             Some(_) if !self.options.keep => quarantine::quarantine(self.layout, key, &reason),
             _ => quarantine::is_in_use(self.layout, key)
-                .map(|in_use| quarantine::Quarantined { base: None, in_use }),
+                .map(|in_use| quarantine::Quarantined { in_use, ..Default::default() }),
         };
         drop(lock);
         let outcome = outcome.unwrap_or_else(|error| {
             obstacle.get_or_insert(error);
-            quarantine::Quarantined { base: None, in_use: true }
+            quarantine::Quarantined { in_use: true, ..Default::default() }
         });
         Ok(Some(VerifiedBase {
             quarantined: outcome.base,
             in_use: outcome.in_use,
-            obstacle: obstacle.filter(|_| !self.options.keep),
+            obstacle: obstacle.or(outcome.obstacle).filter(|_| !self.options.keep),
             ..report(Verdict::Damaged, reason)
         }))
     }
@@ -315,7 +327,8 @@ impl Verification<'_> {
     fn confirm(&self, key: &CacheKey, damage: &Damage) -> Result<Confirmed> {
         let same = match &damage.lease {
             Some(lease) => {
-                lease.still_named()? && self.manifest(key).is_some_and(|now| now == lease.manifest)
+                lease.still_named()?
+                    && lease::manifest(self.layout, key)?.is_some_and(|now| now == lease.manifest)
             }
             None => match lease::inspect(self.layout, key)? {
                 Lookup::Damaged(reason) => !lease::is_stale(&reason),
@@ -334,6 +347,8 @@ impl Verification<'_> {
         if lease.still_named().unwrap_or(false)
             && self.manifest(key).as_ref() == Some(&lease.manifest)
         {
+            // Whoever was killed while doing this may be followed by no extraction.
+            self.layout.sweep();
             let _ = publish::stamp(self.layout, &lease.manifest, metadata);
         }
     }
@@ -396,7 +411,8 @@ impl Verification<'_> {
 
     /// The manifest under the key's name, if it is intact and this key's.
     fn manifest(&self, key: &CacheKey) -> Option<Manifest> {
-        lease::manifest(self.layout, key).filter(|manifest| manifest.key == *key)
+        let manifest = lease::manifest(self.layout, key).ok().flatten();
+        manifest.filter(|manifest| manifest.key == *key)
     }
 
     fn threads(&self) -> NonZeroUsize {

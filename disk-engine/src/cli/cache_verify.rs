@@ -121,7 +121,14 @@ fn text(report: &VerifyReport) -> String {
         text.push('\n');
         if base.verdict == Verdict::Damaged {
             let _ = match (&base.quarantined, &base.obstacle) {
-                (Some(place), _) => writeln!(text, "  moved to {place:?}"),
+                (Some(place), None) => writeln!(text, "  moved to {place:?}"),
+                (Some(place), Some(obstacle)) => {
+                    writeln!(
+                        text,
+                        "  moved to {place:?}, but for its manifest: {}",
+                        chain(obstacle)
+                    )
+                }
                 (None, Some(obstacle)) => writeln!(text, "  not moved: {}", chain(obstacle)),
                 (None, None) if base.in_use => writeln!(text, "  in use, and left where it is"),
                 (None, None) => writeln!(text, "  left where it is"),

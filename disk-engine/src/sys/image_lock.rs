@@ -225,6 +225,15 @@ pub fn is_in_use(file: &File) -> io::Result<bool> {
     others(file, USED, 2 * (UNSHARED - USED))
 }
 
+/// Whether a question failed because ranges cannot be locked there at all: then no QEMU has locked any.
+/// Another failure says nothing about who has.
+#[must_use]
+pub fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENOSYS]
+        .iter()
+        .any(|&errno| error.raw_os_error() == Some(errno as i32))
+}
+
 /// Whether a QEMU, or a program that locks like one, may be writing to `file`. Those that only read
 /// do not count.
 ///
@@ -245,9 +254,9 @@ fn settle(outcome: Result<(), LockError>, locking: Locking) -> Result<bool, Lock
     }
 }
 
-/// `EINVAL`: locks, but none that are an open file description's.
+/// As QEMU's `auto` has it, also where the lock server is away.
 fn cannot_lock(error: &io::Error) -> bool {
-    lock::is_unsupported(error) || error.raw_os_error() == Some(Errno::EINVAL as i32)
+    is_unsupported(error) || lock::is_unsupported(error)
 }
 
 /// As [`take`], and again a few milliseconds later before it believes in a holder: the descriptor

@@ -1,8 +1,17 @@
 //! Compression type 0: a raw deflate stream, which QEMU makes with a window of 4 KiB.
 //!
-//! Any window of deflate is accepted: the cluster itself is the window. Caller: `compressed`.
+//! Any window of deflate is accepted: the cluster itself is the window. What is made has QEMU's
+//! window, since a reader need not know any other. Caller: `compressed`.
 
-use flate2::{Decompress, FlushDecompress};
+use std::io;
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+use crate::compressed::resize;
+use crate::error::{Error, Result};
+
+/// A window of 4 KiB, as its exponent.
+const WINDOW_BITS: u8 = 12;
 
 pub(super) struct Inflater(Decompress);
 
@@ -24,5 +33,31 @@ impl Inflater {
             .decompress(payload, cluster, FlushDecompress::Finish)
             .map_err(|_| "it is not a deflate stream")?;
         if self.0.total_out() == cluster.len() as u64 { Ok(()) } else { Err("it ends early") }
+    }
+}
+
+pub(super) struct Deflater(Compress);
+
+impl Default for Deflater {
+    fn default() -> Self {
+        Self(Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS))
+    }
+}
+
+impl Deflater {
+    /// Leaves in `payload` the whole stream, or as many bytes as `cluster` has if it is not
+    /// smaller.
+    pub(super) fn encode(&mut self, cluster: &[u8], payload: &mut Vec<u8>) -> Result<()> {
+        resize(payload, cluster.len())?;
+        self.0.reset();
+        let status = self
+            .0
+            .compress(cluster, payload, FlushCompress::Finish)
+            .map_err(io::Error::from)
+            .map_err(Error::io("compress a cluster", 0))?;
+        if status == Status::StreamEnd {
+            payload.truncate(usize::try_from(self.0.total_out()).unwrap_or(usize::MAX));
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! Descriptors at every cluster size, and payloads that are whole, long, short and nonsense.
+//! Descriptors at every cluster size; payloads that are whole, long, short and nonsense; payloads
+//! made here, of clusters that compress and clusters that do not.
 
 use super::*;
 
@@ -15,7 +16,40 @@ fn the_descriptor_is_split_where_the_cluster_size_says() {
             assert_eq!(u64::from(descriptor.sectors()), additional + 1);
             assert_eq!(descriptor.length(), (additional + 1) * 512 - host % 512);
             assert!(descriptor.length() <= 2 * cluster_bits.bytes());
+            assert_eq!(descriptor.encode(cluster_bits), raw & !(1 << 62));
         }
+    }
+}
+
+#[test]
+fn a_descriptor_counts_every_sector_its_payload_touches() {
+    for bits in 9..=21 {
+        let cluster_bits = ClusterBits::new(bits).unwrap();
+        let size = cluster_bits.bytes();
+        let new = |host, length| CompressedDescriptor::new(HostOffset(host), length, cluster_bits);
+        for host in [0, 1, 511, 512, 3 * size + 300, (1 << (70 - bits)) - 1] {
+            for length in [1, 2, 511, 512, 513, size - 1, size] {
+                let sectors = (host % 512 + length).div_ceil(512);
+                let Some(descriptor) = new(host, length) else {
+                    assert!(sectors > size / 256 && length >= size, "{bits} {host} {length}");
+                    continue;
+                };
+                assert_eq!(u64::from(descriptor.sectors()), sectors);
+                assert_eq!(descriptor.host().to_u64(), host);
+                assert!(descriptor.length() >= length);
+                assert!(descriptor.length() < length + 512);
+                let raw = descriptor.encode(cluster_bits);
+                assert_eq!(raw >> 62, 0);
+                assert_eq!(CompressedDescriptor::decode(raw, cluster_bits), descriptor);
+            }
+        }
+        assert_eq!(new(1 << (70 - bits), 1), None, "beyond what the offset's bits hold");
+        assert_eq!(new(u64::MAX, 1), None);
+        assert_eq!(new(size, 0), None);
+        assert!(new(size + 511, size - 1).is_some());
+        assert!(new(size, size / 256 * 512).is_some());
+        assert_eq!(new(size, size / 256 * 512 + 1), None);
+        assert_eq!(new(size, u64::MAX), None);
     }
 }
 
@@ -36,6 +70,72 @@ fn content(length: usize) -> Vec<u8> {
 fn decode_as(compression: CompressionType, payload: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut cluster = vec![0xaa; 65_536];
     Decoder::default().decode(compression, payload, &mut cluster).unwrap().map(|()| cluster)
+}
+
+/// Bytes that no compression makes smaller.
+#[cfg(any(feature = "deflate", feature = "zstd"))]
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()[0]
+    })
+    .take(length)
+    .collect()
+}
+
+/// Clusters of every size and of several kinds go there and back, with one encoder for all.
+#[cfg(any(feature = "deflate", feature = "zstd"))]
+fn round_trips(compression: CompressionType) {
+    let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
+    let mut payload = Vec::new();
+    for bits in (9..=21).chain([9, 16]) {
+        let cluster_bits = ClusterBits::new(bits).unwrap();
+        let size = 1_usize << bits;
+        let mut half = noise(size);
+        half[size / 2..].fill(0);
+        let text = "one sector, two sectors, ".bytes().cycle().take(size).collect();
+        for cluster in [vec![0; size], vec![0xff; size], text, half] {
+            assert!(encoder.encode(compression, &cluster, &mut payload).unwrap());
+            assert!(payload.len() < size);
+            let mut alone = vec![7; 3];
+            Encoder::default().encode(compression, &cluster, &mut alone).unwrap();
+            assert!(payload == alone, "what was encoded before makes a difference");
+
+            // In a file, on no boundary, with other things around it.
+            let mut file = vec![0xa5; 777];
+            file.extend(&payload);
+            file.extend([0x5a; 700]);
+            let host = HostOffset(777);
+            let descriptor =
+                CompressedDescriptor::new(host, payload.len() as u64, cluster_bits).unwrap();
+            let mut back = vec![1; size];
+            decoder
+                .read(file.as_slice(), compression, descriptor, GuestOffset(0), &mut back)
+                .unwrap();
+            assert!(back == cluster);
+        }
+        let worse = encoder.encode(compression, &noise(size), &mut payload).unwrap();
+        assert!(!worse, "noise of {size} bytes became smaller");
+    }
+}
+
+#[test]
+fn a_compression_that_was_left_out_is_named() {
+    for compression in [CompressionType::Zlib, CompressionType::Zstd] {
+        let there = match compression {
+            CompressionType::Zlib => cfg!(feature = "deflate"),
+            CompressionType::Zstd => cfg!(feature = "zstd"),
+        };
+        match Encoder::default().encode(compression, &[0; 512], &mut Vec::new()) {
+            Ok(smaller) => assert!(there && smaller),
+            Err(error) => {
+                assert!(!there && error.to_string().contains(compression.as_str()), "{error}");
+            }
+        }
+    }
 }
 
 #[cfg(feature = "deflate")]
@@ -83,6 +183,24 @@ mod deflate {
         }
         assert_eq!(cluster, content(65_536));
     }
+
+    #[test]
+    fn clusters_go_there_and_back() {
+        round_trips(CompressionType::Zlib);
+    }
+
+    /// Small clusters cannot tell; here, what repeats repeats within the window or just beyond it.
+    #[test]
+    fn what_is_made_looks_back_4_kib_at_most() {
+        let cycle =
+            |period: usize| -> Vec<u8> { noise(period).into_iter().cycle().take(65_536).collect() };
+        let (mut encoder, mut payload) = (Encoder::default(), Vec::new());
+        assert!(encoder.encode(CompressionType::Zlib, &cycle(3800), &mut payload).unwrap());
+        assert!(payload.len() < 8000, "the window is used");
+        let beyond = cycle(4100);
+        assert!(!encoder.encode(CompressionType::Zlib, &beyond, &mut payload).unwrap());
+        assert!(deflated(&beyond).len() < 8000, "a larger window would have been found out");
+    }
 }
 
 #[cfg(feature = "zstd")]
@@ -125,5 +243,22 @@ mod zstd {
         assert_eq!(decode(&payload), Ok(content(65_536)), "128 MiB");
         payload[5] = 17 << 3 | 1;
         assert_eq!(decode(&payload), Err("its window is over 128 MiB"));
+    }
+    #[test]
+    fn clusters_go_there_and_back() {
+        round_trips(CompressionType::Zstd);
+    }
+
+    #[test]
+    fn what_is_made_is_one_frame_that_states_its_size() {
+        let (mut encoder, mut payload) = (Encoder::default(), Vec::new());
+        for bits in 9..=21 {
+            let cluster = vec![b'x'; 1 << bits];
+            assert!(encoder.encode(CompressionType::Zstd, &cluster, &mut payload).unwrap());
+            let frame = ::zstd::zstd_safe::find_frame_compressed_size(&payload).unwrap();
+            assert_eq!(frame, payload.len());
+            let size = ::zstd::zstd_safe::get_frame_content_size(&payload).unwrap();
+            assert_eq!(size, Some(1 << bits));
+        }
     }
 }

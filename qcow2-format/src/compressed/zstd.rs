@@ -5,17 +5,21 @@
 //! ```
 //!
 //! Frames are measured, then decoded straight into the cluster, so that a window takes no memory
-//! of its own, whatever a frame claims. Windows over QEMU's 128 MiB are refused. Caller:
-//! `compressed`.
+//! of its own, whatever a frame claims. Windows over QEMU's 128 MiB are refused. What is made is one
+//! frame that states its content's size. Caller: `compressed`.
 
 use zstd::bulk;
 use zstd::zstd_safe;
 
+use crate::compressed::resize;
 use crate::error::{Error, Result};
 
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// What zstd's decoder, and so QEMU, accepts by default.
 const WINDOW_MAX: u64 = 128 << 20;
+
+/// zstd's default level, and so QEMU's.
+const LEVEL: i32 = 3;
 
 pub(super) struct Decompressor(bulk::Decompressor<'static>);
 
@@ -59,4 +63,24 @@ fn window(frame: &[u8]) -> u64 {
     }
     let base = 1_u64 << (10 + (window >> 3));
     base + base / 8 * u64::from(window & 7)
+}
+
+pub(super) struct Compressor(bulk::Compressor<'static>);
+
+impl Compressor {
+    pub(super) fn new() -> Result<Self> {
+        bulk::Compressor::new(LEVEL).map(Self).map_err(Error::io("prepare for zstd", 0))
+    }
+
+    /// Leaves in `payload` the frame, however long.
+    pub(super) fn encode(&mut self, cluster: &[u8], payload: &mut Vec<u8>) -> Result<()> {
+        // Room for any outcome, so that there is no error for want of it.
+        resize(payload, zstd_safe::compress_bound(cluster.len()))?;
+        let length = self
+            .0
+            .compress_to_buffer(cluster, payload.as_mut_slice())
+            .map_err(Error::io("compress a cluster", 0))?;
+        payload.truncate(length);
+        Ok(())
+    }
 }

@@ -51,6 +51,11 @@ impl Payloads {
         }
     }
 
+    /// Forgets what was decoded from `descriptor`.
+    pub(super) fn forget(&self, descriptor: CompressedDescriptor) {
+        self.clusters.forget(descriptor);
+    }
+
     /// A decoder, to be given back with [`Payloads::give_back`].
     pub(super) fn decoder(&self) -> Decoder {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()

@@ -4,9 +4,12 @@
 //! L2 table  [ slice ][ slice ][ slice ] …     4 KiB each by default: 32 MiB of 64 KiB clusters
 //! ```
 //!
-//! Callers: `map`, `payload`'s readers.
+//! Who writes replaces a slice by a changed copy, so that a reader has the one or the other. Changed
+//! slices stay in memory until they stand in the file. Callers: `map`, `read`, `write`.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::address::{GuestOffset, HostOffset};
 use crate::error::Result;
@@ -22,7 +25,17 @@ pub(super) struct Tables {
     rules: L2Rules,
     /// Slices by where they lie.
     slices: Cache<u64, Arc<[u64]>>,
+    /// Those that differ from the file, by where they lie.
+    changed: Mutex<BTreeMap<u64, ChangedSlice>>,
     slice_bytes: u64,
+}
+
+/// A slice that differs from the file.
+#[derive(Clone, Debug)]
+pub(super) struct ChangedSlice {
+    pub(super) words: Arc<[u64]>,
+    /// The words that differ, and perhaps some between them.
+    pub(super) range: Range<usize>,
 }
 
 /// Part of an L2 table, or of the guest's disk where there is none.
@@ -39,6 +52,8 @@ pub(super) struct Slice {
     at: HostOffset,
     /// What its first entry maps.
     guest: u64,
+    /// Guest bytes that it maps.
+    span: u64,
     rules: L2Rules,
 }
 
@@ -48,7 +63,60 @@ impl Tables {
         let wanted = options.l2_slice.clamp(512, 64 << 10);
         let slice_bytes = (1_u64 << wanted.ilog2()).min(table);
         let capacity = usize::try_from(options.l2_cache / slice_bytes).unwrap_or(usize::MAX);
-        Self { l1, rules, slices: Cache::new(capacity.max(2)), slice_bytes }
+        Self {
+            l1,
+            rules,
+            slices: Cache::new(capacity.max(2)),
+            changed: Mutex::default(),
+            slice_bytes,
+        }
+    }
+
+    /// Bytes of a slice.
+    pub(super) fn slice_bytes(&self) -> u64 {
+        self.slice_bytes
+    }
+
+    pub(super) fn l1(&self) -> &L1Table {
+        &self.l1
+    }
+
+    pub(super) fn rules(&self) -> L2Rules {
+        self.rules
+    }
+
+    pub(super) fn changed(&self) -> MutexGuard<'_, BTreeMap<u64, ChangedSlice>> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the words of `slice` from `first` on. The file is left as it is.
+    pub(super) fn change(&self, slice: &Slice, first: usize, new: &[u64]) {
+        let mut words = slice.words.to_vec();
+        let range = first..first.saturating_add(new.len());
+        if let Some(place) = words.get_mut(range.clone()) {
+            place.copy_from_slice(new);
+        }
+        let words: Arc<[u64]> = words.into();
+        let at = slice.at.0;
+        let mut changed = self.changed();
+        let range = match changed.get(&at) {
+            Some(before) => before.range.start.min(range.start)..before.range.end.max(range.end),
+            None => range,
+        };
+        changed.insert(at, ChangedSlice { words: Arc::clone(&words), range });
+        drop(changed);
+        self.slices.change(at, words);
+    }
+
+    /// Forgets the slices of the table at `table`: something else lies there.
+    pub(super) fn forget(&self, table: HostOffset) {
+        let end = table.0.saturating_add(self.rules.geometry.cluster_bits.bytes());
+        let mut at = table.0;
+        while at < end {
+            self.changed().remove(&at);
+            self.slices.forget(at);
+            at = at.saturating_add(self.slice_bytes);
+        }
     }
 
     /// The part of the tables that maps `offset`.
@@ -59,28 +127,72 @@ impl Tables {
             let end = (offset / span).saturating_add(1).saturating_mul(span);
             return Ok(Part::Hole { end });
         };
+        let slice = self.slice(storage, table, offset)?;
+        let end = slice.end();
+        Ok(Part::Slice { slice, end })
+    }
+
+    /// The slice of the table at `table` that maps `offset`.
+    pub(super) fn slice(
+        &self,
+        storage: &impl ReadAt,
+        table: HostOffset,
+        offset: u64,
+    ) -> Result<Slice> {
+        let geometry = self.rules.geometry;
         let per_slice = self.slice_bytes / geometry.l2_entry_bytes();
         let number = geometry.l2_index(GuestOffset(offset)) / per_slice;
         // A table offset of 56 bits and less than a table.
         let at = HostOffset(table.0.saturating_add(number * self.slice_bytes));
-        let words = match self.slices.get(at.0) {
-            Some(words) => words,
-            None => {
-                let count = self.slice_bytes / 8;
-                let words: Arc<[u64]> =
-                    read_table(storage, at.0, count, "read an L2 table")?.into();
-                self.slices.put(at.0, Arc::clone(&words));
-                words
-            }
-        };
+        let words = self.words(storage, at)?;
         let span = per_slice * geometry.cluster_bits.bytes();
         let guest = offset / span * span;
-        let slice = Slice { words, at, guest, rules: self.rules };
-        Ok(Part::Slice { slice, end: guest.saturating_add(span) })
+        Ok(Slice { words, at, guest, span, rules: self.rules })
+    }
+
+    fn words(&self, storage: &impl ReadAt, at: HostOffset) -> Result<Arc<[u64]>> {
+        loop {
+            let changes = match self.slices.look(at.0) {
+                Ok(words) => return Ok(words),
+                Err(changes) => changes,
+            };
+            if let Some(changed) = self.changed().get(&at.0) {
+                return Ok(Arc::clone(&changed.words));
+            }
+            let count = self.slice_bytes / 8;
+            let words: Arc<[u64]> = read_table(storage, at.0, count, "read an L2 table")?.into();
+            // What was read while somebody changed a slice may be half of that change.
+            if self.slices.put_unchanged(at.0, Arc::clone(&words), changes) {
+                return Ok(words);
+            }
+        }
     }
 }
 
 impl Slice {
+    /// Where the guest bytes end that it maps.
+    pub(super) fn end(&self) -> u64 {
+        self.guest.saturating_add(self.span)
+    }
+
+    /// Which word the entry for `offset` starts at.
+    pub(super) fn word_index(&self, offset: u64) -> usize {
+        let geometry = self.rules.geometry;
+        let index = offset.saturating_sub(self.guest) / geometry.cluster_bits.bytes();
+        // A slice has at most 8192 words.
+        usize::try_from(index * (geometry.l2_entry_bytes() / 8)).unwrap_or(usize::MAX)
+    }
+
+    /// Where the entry for `offset` lies in the file.
+    pub(super) fn offset_of(&self, offset: u64) -> HostOffset {
+        HostOffset(self.at.0.saturating_add(self.word_index(offset) as u64 * 8))
+    }
+
+    /// The entry as it stands in the table.
+    pub(super) fn raw(&self, offset: u64) -> u64 {
+        self.words.get(self.word_index(offset)).copied().unwrap_or_default()
+    }
+
     /// The entry that maps `offset`, which the slice covers.
     pub(super) fn entry(&self, offset: u64) -> Result<L2Entry> {
         let geometry = self.rules.geometry;

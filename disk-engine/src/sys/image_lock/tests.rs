@@ -106,3 +106,11 @@ fn without_locks_only_who_insists_fails() {
     let lock = ImageLock::acquire(file(), Access::Write, Locking::Off).unwrap();
     assert_eq!(lock.held(), None);
 }
+
+#[test]
+fn what_cannot_be_locked_is_told_from_what_cannot_be_asked() {
+    for (errno, unsupported) in [(22, true), (95, true), (38, true), (37, false), (5, false)] {
+        let error = io::Error::from_raw_os_error(errno);
+        assert_eq!(is_unsupported(&error), unsupported, "{error}");
+    }
+}

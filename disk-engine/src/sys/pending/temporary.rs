@@ -143,17 +143,31 @@ pub fn sweep(destination: &Path) -> Result<usize> {
 /// Removes one temporary if it is a regular file nobody holds the lock of.
 pub(crate) fn remove_if_abandoned(path: &Path) -> bool {
     // Its lock is held until it is gone.
-    abandoned(path).is_some_and(|_lock| fs::remove_file(path).is_ok())
+    abandoned(path).ok().flatten().is_some_and(|_lock| fs::remove_file(path).is_ok())
 }
 
-/// The lock of a temporary, if it is a regular file nobody holds the lock of.
-pub(crate) fn abandoned(path: &Path) -> Option<FileLock> {
-    let file = open::temporary(path).ok()?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return None;
+/// The lock of a temporary, if it is a regular file of ours nobody holds the lock of.
+///
+/// # Errors
+///
+/// What says nothing about the file: no descriptors, failing storage, no locks.
+pub(crate) fn abandoned(path: &Path) -> io::Result<Option<FileLock>> {
+    let file = match open::temporary(path) {
+        Ok(file) => file,
+        Err(error)
+            if open::is_misplaced(&error)
+                || [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied]
+                    .contains(&error.kind()) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
     }
-    let lock = FileLock::try_acquire(file, LockMode::Exclusive).ok()?.ok()?;
-    lock.still_names(path).unwrap_or(false).then_some(lock)
+    let Ok(lock) = FileLock::try_acquire(file, LockMode::Exclusive)? else { return Ok(None) };
+    Ok(lock.still_names(path)?.then_some(lock))
 }
 
 /// Longest part of a destination's name that goes into a temporary's: 255 bytes are all a name

@@ -1,0 +1,481 @@
+//! Guest data on its way into the file.
+//!
+//! ```text
+//! clusters    │ its own place │ none, shared or compressed │ none │ its own │
+//! pieces      │ in place      │ new place, one write       :      │ in place│
+//!
+//! new place   [ head: what was there ][ data … ][ tail: what was there ]
+//!             └ cluster or subcluster boundary                         ┘
+//! ```
+//!
+//! Head and tail come from the image itself, compressed and shared clusters included, or from the
+//! disk below; where they are zeros and nothing was ever written there, they are not written.
+//! Callers: disk-engine's `disk`.
+
+use std::ops::Range;
+
+use crate::address::{GuestOffset, HostOffset};
+use crate::error::{Error, Result};
+use crate::geometry::SUBCLUSTERS;
+use crate::image::write::space::Room;
+use crate::image::write::state::State;
+use crate::image::write::{DetectZeroes, WritableImage, ZeroMode};
+use crate::io::{WriteAt, zeroed};
+use crate::l2::{ClusterKind, L2Entry, SubclusterBitmap};
+
+/// Where the next bytes of a request go.
+enum Step {
+    /// As many of them, to where the guest's data lies already.
+    InPlace {
+        host: HostOffset,
+        length: u64,
+    },
+    Move(Move),
+}
+
+/// Clusters that get a new place, or a place they have and do not use.
+pub(super) struct Move {
+    /// Guest offset of the first cluster.
+    pub(super) guest: u64,
+    pub(super) host: HostOffset,
+    /// What they were.
+    pub(super) old: Vec<L2Entry>,
+    /// What was handed out for them, if anything was.
+    pub(super) room: Option<Room>,
+}
+
+impl Move {
+    fn end(&self, cluster_bytes: u64) -> u64 {
+        self.guest.saturating_add((self.old.len() as u64).saturating_mul(cluster_bytes))
+    }
+}
+
+impl<S: WriteAt + Sync> WritableImage<S> {
+    /// Writes `data` at `offset`. What else lies in a cluster that gets a new place and is left to
+    /// the disk below is read by `below`, part by part; it may end before this disk does, and what
+    /// it lacks is zeros.
+    ///
+    /// # Errors
+    ///
+    /// What `below` says; [`Error::Io`] from the storage; [`Error::Corrupt`] where a table breaks a
+    /// rule: an entry that would have metadata overwritten marks the image corrupt;
+    /// [`RequestError::OutOfRange`](crate::error::RequestError),
+    /// [`RequestError::ReadOnly`](crate::error::RequestError) after a failed flush or in a corrupt
+    /// image. The part before the failure may be written.
+    pub fn write_over<E: From<Error>>(
+        &self,
+        data: &[u8],
+        offset: GuestOffset,
+        mut below: impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.image.check_range(offset.0, data.len() as u64)?;
+        if data.is_empty() {
+            self.lock().check_writable()?;
+            return Ok(());
+        }
+        let written = match self.options.detect_zeroes {
+            DetectZeroes::Off => self.write_pieces(data, offset.0, &mut below),
+            DetectZeroes::On => self.write_detecting(data, offset.0, ZeroMode::Keep, &mut below),
+            DetectZeroes::Unmap => {
+                self.write_detecting(data, offset.0, ZeroMode::Unmap, &mut below)
+            }
+        };
+        // What was written before a failure is followed up as well.
+        let after = self.after_change();
+        written?;
+        Ok(after?)
+    }
+
+    /// As [`WritableImage::write_over`], to an image that stands alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`WritableImage::write_over`].
+    pub fn write_at(&self, data: &[u8], offset: GuestOffset) -> Result<()> {
+        self.write_over(data, offset, no_disk_below)
+    }
+
+    /// Writes clusters that are all zeros as such, and the others as they are.
+    fn write_detecting<E: From<Error>>(
+        &self,
+        data: &[u8],
+        offset: u64,
+        mode: ZeroMode,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let cluster_bits = self.image.geometry().cluster_bits;
+        let (mut at, mut rest) = (offset, data);
+        while !rest.is_empty() {
+            let in_cluster = |at: u64, rest: &[u8]| {
+                let left = cluster_bits.bytes() - cluster_bits.offset_in_cluster(at);
+                usize::try_from(left).unwrap_or(usize::MAX).min(rest.len())
+            };
+            let (mut count, mut zero) = (0, None);
+            while count < rest.len() {
+                let behind = rest.get(count..).unwrap_or_default();
+                let length = in_cluster(at.saturating_add(count as u64), behind);
+                let this = is_zero(behind.get(..length).unwrap_or_default());
+                if *zero.get_or_insert(this) != this {
+                    break;
+                }
+                count += length;
+            }
+            let (piece, behind) = rest.split_at(count.max(1).min(rest.len()));
+            if zero == Some(true) {
+                self.zero_pieces(at..at.saturating_add(piece.len() as u64), mode, below)?;
+            } else {
+                self.write_pieces(piece, at, below)?;
+            }
+            at = at.saturating_add(piece.len() as u64);
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_pieces<E: From<Error>>(
+        &self,
+        data: &[u8],
+        offset: u64,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut at, mut rest) = (offset, data);
+        while !rest.is_empty() {
+            let _flight = self.flights.enter();
+            let length = match self.next_step(at, rest.len() as u64)? {
+                Step::InPlace { host, length } => {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+                    self.image
+                        .data_storage()
+                        .write_all_at(rest.get(..length).unwrap_or_default(), host.0)
+                        .map_err(Error::io("write guest data", host.0))?;
+                    length
+                }
+                Step::Move(moving) => {
+                    let end = moving.end(self.image.geometry().cluster_bits.bytes());
+                    let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
+                    let length = length.min(rest.len());
+                    let piece = rest.get(..length).unwrap_or_default();
+                    let written = self.write_moving(&moving, piece, at, below);
+                    let range = at..at.saturating_add(length as u64);
+                    self.end_move(&moving, written, |state| self.link(state, &moving, &range))?;
+                    length
+                }
+            };
+            at = at.saturating_add(length as u64);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Where the bytes from `at` on go, at most `limit` of them.
+    fn next_step(&self, at: u64, limit: u64) -> Result<Step> {
+        let cluster_bits = self.image.geometry().cluster_bits;
+        let first = at - cluster_bits.offset_in_cluster(at);
+        let mut state = self.lock_for(&(first..first.saturating_add(cluster_bits.bytes())));
+        self.begin(&mut state)?;
+        let step = self.plan(&mut state, at, limit);
+        let step = state.judge(&self.image.storage, step)?;
+        if let Step::Move(moving) = &step {
+            state.busy.push(moving.guest..moving.end(cluster_bits.bytes()));
+        }
+        Ok(step)
+    }
+
+    fn plan(&self, state: &mut State, at: u64, limit: u64) -> Result<Step> {
+        let cluster_bytes = self.image.geometry().cluster_bits.bytes();
+        let end = at.saturating_add(limit);
+        let first = at - self.image.geometry().cluster_bits.offset_in_cluster(at);
+        let view = self.view(first)?;
+        let entry = view.entry(first)?;
+        if let Some(host) = self.own_place(state, &view, first, &entry, &(at..end))? {
+            let mut length = cluster_bytes - (at - first);
+            let mut next = first.saturating_add(cluster_bytes);
+            while at + length < end
+                && next < view.end()
+                && !state.is_busy(&(next..next + cluster_bytes))
+            {
+                let entry = view.entry(next)?;
+                let place = self.own_place(state, &view, next, &entry, &(next..end))?;
+                if place != Some(HostOffset(host.0.saturating_add(next - first))) {
+                    break;
+                }
+                length += cluster_bytes;
+                next = next.saturating_add(cluster_bytes);
+            }
+            let host = HostOffset(host.0.saturating_add(at - first));
+            return Ok(Step::InPlace { host, length: length.min(limit) });
+        }
+
+        // A run of clusters that need a new place, or of places that lie one behind the other.
+        let unused = self.unused_place(state, &view, first, &entry)?;
+        let mut old = vec![entry];
+        let mut next = first.saturating_add(cluster_bytes);
+        while next < end && next < view.end() && !state.is_busy(&(next..next + cluster_bytes)) {
+            let entry = view.entry(next)?;
+            if self.own_place(state, &view, next, &entry, &(next..end))?.is_some() {
+                break;
+            }
+            let place = self.unused_place(state, &view, next, &entry)?;
+            let wanted = unused.map(|host| HostOffset(host.0.saturating_add(next - first)));
+            if place != wanted {
+                break;
+            }
+            old.push(entry);
+            next = next.saturating_add(cluster_bytes);
+        }
+        self.own_table(state, first)?;
+        let (host, room) = match unused {
+            Some(host) => (host, None),
+            None => {
+                for (index, entry) in old.iter().enumerate() {
+                    let guest = first + index as u64 * cluster_bytes;
+                    self.check_old(state, &view, guest, entry)?;
+                }
+                let room = state.allocate(&self.image.storage, old.len() as u64)?;
+                old.truncate(usize::try_from(room.clusters).unwrap_or(usize::MAX));
+                (room.host, Some(room))
+            }
+        };
+        Ok(Step::Move(Move { guest: first, host, old, room }))
+    }
+
+    /// Where the cluster at `guest` lies, if the part of `range` in it is written there and nothing
+    /// else has to change.
+    fn own_place(
+        &self,
+        state: &mut State,
+        view: &super::table::View,
+        guest: u64,
+        entry: &L2Entry,
+        range: &Range<u64>,
+    ) -> Result<Option<HostOffset>> {
+        let ClusterKind::Standard { host } = entry.kind else { return Ok(None) };
+        let external = self.image.data.is_some();
+        if !external && !entry.copied {
+            return Ok(None);
+        }
+        if let Some(bitmap) = entry.subclusters {
+            let touched = self.subclusters_of(guest, range);
+            if !touched.into_iter().all(|index| bitmap.is_allocated(index)) {
+                return Ok(None);
+            }
+        }
+        if !external {
+            state.check_sole(&self.image.storage, host, None, view.named_by(guest))?;
+        }
+        Ok(Some(host))
+    }
+
+    /// A place that the cluster at `guest` has to itself, though not all of it is in use.
+    fn unused_place(
+        &self,
+        state: &mut State,
+        view: &super::table::View,
+        guest: u64,
+        entry: &L2Entry,
+    ) -> Result<Option<HostOffset>> {
+        if self.image.data.is_some() {
+            return Ok(Some(HostOffset(guest)));
+        }
+        let host = match entry.kind {
+            ClusterKind::Zero { preallocated: Some(host) } => host,
+            ClusterKind::Standard { host } if entry.subclusters.is_some() => host,
+            _ => return Ok(None),
+        };
+        if !entry.copied {
+            return Ok(None);
+        }
+        state.check_sole(&self.image.storage, host, None, view.named_by(guest))?;
+        Ok(Some(host))
+    }
+
+    /// Which subclusters of the cluster at `guest` have bytes in `range`.
+    pub(super) fn subclusters_of(&self, guest: u64, range: &Range<u64>) -> Range<u32> {
+        let geometry = self.image.geometry();
+        let size = geometry.subcluster_bytes();
+        let cluster_end = guest.saturating_add(geometry.cluster_bits.bytes());
+        let start = range.start.clamp(guest, cluster_end) - guest;
+        let end = range.end.clamp(guest, cluster_end) - guest;
+        // At most 32.
+        let index = |number: u64| u32::try_from(number).unwrap_or(SUBCLUSTERS);
+        index(start / size)..index(end.div_ceil(size))
+    }
+
+    /// Writes `data`, which goes to `at`, to the new place, with what surrounds it.
+    fn write_moving<E: From<Error>>(
+        &self,
+        moving: &Move,
+        data: &[u8],
+        at: u64,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let cluster_bytes = self.image.geometry().cluster_bits.bytes();
+        let end = at.saturating_add(data.len() as u64);
+        let last = moving.end(cluster_bytes).saturating_sub(cluster_bytes);
+        let start = match moving.old.first() {
+            Some(old) => self.move_bounds(moving, old, moving.guest, &(at..end)).start,
+            None => at,
+        };
+        let stop = match moving.old.last() {
+            Some(old) => self.move_bounds(moving, old, last, &(at..end)).end,
+            None => end,
+        };
+        let head = self.surroundings(moving, moving.guest, start.min(at)..at, below)?;
+        let tail = self.surroundings(moving, last, end..stop.max(end), below)?;
+        let host = moving.host.0.saturating_add(at - moving.guest);
+        let host = host.saturating_sub(head.len() as u64);
+        self.image
+            .data_storage()
+            .write_parts_at(&[&head, data, &tail], host)
+            .map_err(Error::io("write guest data", host))?;
+        Ok(())
+    }
+
+    /// The bytes of the cluster at `guest`, which was `old`, that have to be right at its new place
+    /// once `range` is written: whole clusters or subclusters.
+    fn move_bounds(
+        &self,
+        moving: &Move,
+        old: &L2Entry,
+        guest: u64,
+        range: &Range<u64>,
+    ) -> Range<u64> {
+        let geometry = self.image.geometry();
+        let cluster_end = guest.saturating_add(geometry.cluster_bits.bytes());
+        let Some(bitmap) = old.subclusters else {
+            // Without subclusters, or compressed: all of it.
+            return guest..cluster_end;
+        };
+        let elsewhere = matches!(old.kind, ClusterKind::Standard { .. }) && moving.room.is_some();
+        if elsewhere {
+            return guest..cluster_end;
+        }
+        let (start, end) = (range.start.max(guest), range.end.min(cluster_end));
+        let size = geometry.subcluster_bytes();
+        let touched = self.subclusters_of(guest, range);
+        let first = touched.start;
+        let last = touched.end.saturating_sub(1);
+        // What an allocated subcluster holds besides is there already.
+        let start = if bitmap.is_allocated(first) { start } else { start / size * size };
+        let end = if bitmap.is_allocated(last) { end } else { end.div_ceil(size) * size };
+        start..end
+    }
+
+    /// What `range`, part of the cluster at `guest`, holds so far; nothing if its new place reads
+    /// the same already.
+    fn surroundings<E: From<Error>>(
+        &self,
+        moving: &Move,
+        guest: u64,
+        range: Range<u64>,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<Vec<u8>, E> {
+        let external = self.image.data.is_some();
+        // A data file ends where the disk does.
+        let disk_end = if external { self.virtual_size() } else { u64::MAX };
+        let range = range.start..range.end.min(disk_end).max(range.start);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let index = (guest - moving.guest) / self.image.geometry().cluster_bits.bytes();
+        let old = usize::try_from(index).ok().and_then(|index| moving.old.get(index));
+        let zero = old.is_some_and(|old| self.reads_as_zeros(old, guest, &range));
+        if zero && moving.room.is_some_and(|room| room.fresh) {
+            return Ok(Vec::new());
+        }
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let doing = "keep what surrounds a write";
+        let mut bytes = zeroed(length).map_err(Error::io(doing, range.start))?;
+        if !zero {
+            let inside = self.virtual_size().saturating_sub(range.start);
+            let inside = usize::try_from(inside).unwrap_or(usize::MAX).min(length);
+            let inside = bytes.get_mut(..inside).unwrap_or_default();
+            self.image.read_over(inside, GuestOffset(range.start), below)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Whether `range`, part of the cluster at `guest` that is `entry`, is known to read as zeros.
+    pub(super) fn reads_as_zeros(&self, entry: &L2Entry, guest: u64, range: &Range<u64>) -> bool {
+        let size = self.image.geometry().subcluster_bytes();
+        self.subclusters_of(guest, range).into_iter().all(|index| {
+            match entry.subcluster(index, size) {
+                ClusterKind::Zero { .. } => true,
+                ClusterKind::Unallocated { .. } => {
+                    !self.has_below(range.start.max(guest + u64::from(index) * size))
+                }
+                _ => false,
+            }
+        })
+    }
+
+    /// Ends what made its clusters busy: `link` if all was written, else nothing has happened.
+    pub(super) fn end_move<E: From<Error>>(
+        &self,
+        moving: &Move,
+        written: Result<(), E>,
+        link: impl FnOnce(&mut State) -> Result<()>,
+    ) -> Result<(), E> {
+        let mut state = self.lock();
+        let ended = match written {
+            Ok(()) => link(&mut state).map_err(E::from),
+            Err(error) => Err(error),
+        };
+        if let (Err(_), Some(room)) = (&ended, moving.room) {
+            // The first error is the one that matters.
+            let _ = state.give_back(&self.image.storage, room);
+        }
+        let end = moving.end(self.image.geometry().cluster_bits.bytes());
+        state.busy.retain(|busy| *busy != (moving.guest..end));
+        drop(state);
+        self.settled.notify_all();
+        ended
+    }
+
+    /// Has the entries name the new place, where `range` was written.
+    fn link(&self, state: &mut State, moving: &Move, range: &Range<u64>) -> Result<()> {
+        let cluster_bytes = self.image.geometry().cluster_bits.bytes();
+        let mut new = Vec::new();
+        for (index, old) in (0_u64..).zip(&moving.old) {
+            let guest = moving.guest + index * cluster_bytes;
+            let host = moving.host.0.saturating_add(index * cluster_bytes);
+            let bitmap = self.moved_bitmap(moving, old, guest, range);
+            new.push((L2Entry::standard(HostOffset(host)), bitmap));
+        }
+        self.change_entries(state, moving.guest, &new)?;
+        if moving.room.is_some() {
+            for old in &moving.old {
+                self.unlink_old(state, old, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which subclusters of the cluster at `guest` are what, after `range` was written.
+    fn moved_bitmap(
+        &self,
+        moving: &Move,
+        old: &L2Entry,
+        guest: u64,
+        range: &Range<u64>,
+    ) -> SubclusterBitmap {
+        let bounds = self.move_bounds(moving, old, guest, range);
+        let written = self.subclusters_of(guest, &bounds);
+        let before = match old.kind {
+            ClusterKind::Compressed { .. } => SubclusterBitmap(0),
+            _ => old.subclusters.unwrap_or_default(),
+        };
+        before.with_allocated(written)
+    }
+}
+
+pub(super) fn no_disk_below(part: &mut [u8], _: GuestOffset) -> Result<()> {
+    part.fill(0);
+    Ok(())
+}
+
+/// Whether `bytes` are all zeros.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0)
+}
