@@ -53,7 +53,7 @@ impl Point {
         options
     }
 
-    fn ours(&self, storage: &impl WriteAt) -> Result<(), qcow2_format::Error> {
+    fn ours(&self, storage: &(impl WriteAt + Sync)) -> Result<(), qcow2_format::Error> {
         let mut options = CreateOptions::new(self.size)
             .version(if self.compat == "0.10" { Version::V2 } else { Version::V3 })
             .cluster_bits(ClusterBits::new(self.cluster_bits).unwrap())

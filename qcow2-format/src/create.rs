@@ -11,7 +11,8 @@
 //! 1. the storage is emptied, if it held anything: no old tail survives;
 //! 2. its length is set: tables that are all zero (the L1 table) are there, and take no space;
 //! 3. refcount table and refcount blocks are written;
-//! 4. the header is written.
+//! 4. the header is written;
+//! 5. if clusters are to have their place from the start, the image is written to as any other.
 //!
 //! Feature names, `header_length`, extension order, defaults and places of all tables are
 //! qemu-img's. Callers: disk-engine's `overlay` and `ops::create`.
@@ -26,6 +27,7 @@ use crate::header::extension::{BACKING_FORMAT_MAX, FeatureNameTable, HeaderExten
 use crate::header::{
     BACKING_NAME_MAX, CompressionType, CryptMethod, HEADER_LENGTH_V3, Header, Version,
 };
+use crate::image::{Durability, Preallocation, WritableImage, WriteOptions};
 use crate::io::WriteAt;
 use crate::refcount;
 pub use layout::Layout;
@@ -131,6 +133,7 @@ pub struct CreateOptions {
     compression_type: CompressionType,
     backing: Option<BackingFile>,
     extensions: Vec<(u32, Vec<u8>)>,
+    preallocation: Preallocation,
 }
 
 impl CreateOptions {
@@ -147,6 +150,7 @@ impl CreateOptions {
             compression_type: CompressionType::Zlib,
             backing: None,
             extensions: Vec::new(),
+            preallocation: Preallocation::Off,
         }
     }
 
@@ -199,6 +203,13 @@ impl CreateOptions {
         self
     }
 
+    /// How much space is taken at once; none unless said otherwise.
+    #[must_use]
+    pub fn preallocation(mut self, preallocation: Preallocation) -> Self {
+        self.preallocation = preallocation;
+        self
+    }
+
     /// The file to stand on.
     #[must_use]
     pub fn backing(mut self, backing: BackingFile) -> Self {
@@ -234,7 +245,7 @@ impl CreateOptions {
         let layout = Layout::reserve(geometry, geometry.l1_entries(virtual_size));
         let header = self.header(geometry, virtual_size, &layout)?;
         let header_bytes = header.encode()?;
-        Ok(NewImage { header, layout, header_bytes })
+        Ok(NewImage { header, layout, header_bytes, preallocation: self.preallocation })
     }
 
     fn check(&self) -> Result<Geometry, OptionsError> {
@@ -255,6 +266,9 @@ impl CreateOptions {
         }
         if let Some(backing) = &self.backing {
             backing.check()?;
+            if self.preallocation != Preallocation::Off && !self.extended_l2 {
+                return Err(OptionsError::PreallocationOverBacking);
+            }
         }
         Ok(Geometry {
             cluster_bits: self.cluster_bits,
@@ -318,6 +332,7 @@ pub struct NewImage {
     header: Header,
     layout: Layout,
     header_bytes: Vec<u8>,
+    preallocation: Preallocation,
 }
 
 impl NewImage {
@@ -337,8 +352,9 @@ impl NewImage {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] from the storage, which then holds no valid header.
-    pub fn write_to(&self, storage: &(impl WriteAt + ?Sized)) -> Result<()> {
+    /// [`Error::Io`] from the storage, which then holds no valid header, or, where space was to be
+    /// taken, an image that has less of it.
+    pub fn write_to(&self, storage: &(impl WriteAt + Sync + ?Sized)) -> Result<()> {
         if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
             storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
         }
@@ -349,7 +365,14 @@ impl NewImage {
                 .write_all_at(&bytes, offset)
                 .map_err(Error::io("write the refcount structures", offset))?;
         }
-        storage.write_all_at(&self.header_bytes, 0).map_err(Error::io("write the header", 0))
+        storage.write_all_at(&self.header_bytes, 0).map_err(Error::io("write the header", 0))?;
+        if self.preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let options = WriteOptions::new().durability(Durability::None);
+        let image = WritableImage::open(storage, &options)?;
+        image.preallocate(self.preallocation)?;
+        image.close()
     }
 
     /// Refcount table and blocks, in file order, neighbours joined.

@@ -354,6 +354,12 @@ pub enum RequestError {
         /// The most bytes a refcount table may take.
         max: u64,
     },
+    /// What is asked for is the backing file's, or has to be kept from it.
+    #[error("what lies at offset {offset:#x} is left to the backing file, which was not given")]
+    BackingFileNeeded {
+        /// Where, on the guest's disk.
+        offset: u64,
+    },
     /// A range that is not on the disk.
     #[error("{length} bytes at offset {offset:#x} are not in a disk of {size} bytes")]
     OutOfRange {
@@ -458,6 +464,10 @@ pub enum OptionsError {
         /// Its length in bytes.
         length: usize,
     },
+    /// Preallocation over a backing file, without subclusters to tell what is still the backing
+    /// file's.
+    #[error("preallocation over a backing file needs extended_l2")]
+    PreallocationOverBacking,
     /// A backing file for an image whose external data file is raw.
     #[error("an image whose external data file is raw cannot have a backing file")]
     BackingWithRawExternalData,

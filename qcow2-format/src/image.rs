@@ -36,7 +36,10 @@ use crate::snapshot::Snapshot;
 
 pub use map::{Run, RunKind, Runs};
 pub use options::ReadOptions;
-pub use write::{DetectZeroes, Discard, Durability, WritableImage, WriteOptions, ZeroMode};
+pub use write::{
+    DetectZeroes, Discard, Durability, LiveRuns, Preallocation, WritableImage, WriteOptions,
+    ZeroMode,
+};
 
 use payload::Payloads;
 use tables::Tables;

@@ -1,4 +1,4 @@
-//! The qcow2 disk image format, in pure Rust: headers, reading images, new images.
+//! The qcow2 disk image format, in pure Rust: headers, new images, images read and written.
 //!
 //! The specification is QEMU's `docs/interop/qcow2.txt`; names here are its names, and the docs of
 //! each item give its section.
@@ -7,6 +7,7 @@
 //! bytes ─▶ raw ─▶ header, feature, extension ─┬▶ create ─▶ bytes
 //!          records  meaning, checked            │  layout, then writes
 //!                  l1, l2, compressed, snapshot ┴▶ image ─▶ runs, guest bytes
+//!                                               refcount ─▶ image::write, in order
 //! ```
 //!
 //! Three kinds of trouble are told apart in [`Error`]: the storage failed, the image contradicts
@@ -31,7 +32,30 @@
 //! # Ok::<(), qcow2_format::Error>(())
 //! ```
 //!
-//! The library knows no paths, locks or processes: it works on [`ReadAt`] and [`WriteAt`].
+//! An image that is written is whole at every instant: killed anywhere, a process leaves at worst
+//! clusters that nobody uses.
+//!
+//! ```
+//! use qcow2_format::image::ZeroMode;
+//! use qcow2_format::{CreateOptions, GuestOffset, Memory, WritableImage, WriteOptions};
+//!
+//! let storage = Memory::default();
+//! CreateOptions::new(1 << 30).plan()?.write_to(&storage)?;
+//!
+//! let image = WritableImage::open(&storage, &WriteOptions::new())?;
+//! image.write_at(b"to be kept", GuestOffset(512 << 20))?;
+//! image.write_zeroes(GuestOffset(0), 1 << 20, ZeroMode::Unmap)?;
+//! image.flush()?;
+//!
+//! let mut bytes = [0; 10];
+//! image.read_at(&mut bytes, GuestOffset(512 << 20))?;
+//! assert_eq!(&bytes, b"to be kept");
+//! image.close()?;
+//! # Ok::<(), qcow2_format::Error>(())
+//! ```
+//!
+//! The library knows no paths, locks or processes: it works on [`ReadAt`] and [`WriteAt`]. Who else
+//! has the file open is the caller's to know.
 #![forbid(unsafe_code)]
 
 pub mod address;

@@ -2,6 +2,7 @@
 
 use qcow2_format::create::{BackingFormat, CreateOptions};
 use qcow2_format::header::{CompressionType, Version};
+use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, RefcountOrder};
 
 use crate::cli::size;
@@ -81,9 +82,15 @@ impl ImageOptions {
                 "zstd" => CompressionType::Zstd,
                 _ => return Err(wrong("zlib or zstd")),
             }),
-            "preallocation" if value == "off" => image,
+            "preallocation" => image.preallocation(match value {
+                "off" => Preallocation::Off,
+                "metadata" => Preallocation::Metadata,
+                "falloc" => Preallocation::Falloc,
+                "full" => Preallocation::Full,
+                _ => return Err(wrong("off, metadata, falloc or full")),
+            }),
             "encryption" | "nocow" | "data_file_raw" if !on_off(key, value)? => image,
-            "preallocation" | "encryption" | "nocow" | "data_file" | "data_file_raw" => {
+            "encryption" | "nocow" | "data_file" | "data_file_raw" => {
                 return Err(unsupported(key, value));
             }
             _ if key.starts_with("encrypt.") => return Err(unsupported(key, value)),
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_said_by_name() {
-        for option in ["preallocation=full", "encrypt.format=luks", "data_file=x", "nocow=on"] {
+        for option in ["encrypt.format=luks", "data_file=x", "nocow=on"] {
             assert_eq!(refused(option), ErrorKind::Unsupported, "{option}");
         }
         for option in ["colour=red", "cluster_size=3", "compat=2", "refcount_bits=3", "nocow=x"] {

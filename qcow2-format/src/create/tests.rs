@@ -1,13 +1,14 @@
 //! Options no image can have, each with its error; then arbitrary options, written to storage that
 //! remembers the order of writes.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Mutex;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::image::{Image, ReadOptions, RunKind};
 use crate::io::{Memory, ReadAt};
 
 fn small() -> CreateOptions {
@@ -36,6 +37,10 @@ fn each_impossible_option_is_named() {
         (v2().refcount_order(RefcountOrder::MAX), needs_v3("refcount_bits other than 16")),
         (v2().extended_l2(true), needs_v3("extended_l2")),
         (v2().compression_type(CompressionType::Zstd), needs_v3("compression_type")),
+        (
+            on("a", BackingFormat::Raw).preallocation(Preallocation::Metadata),
+            O::PreallocationOverBacking,
+        ),
         (small().extended_l2(true), O::ExtendedL2ClusterSize { cluster_size: 512 }),
         (on("", BackingFormat::Raw), O::BackingNameEmpty),
         (on([b'/'; 1024], BackingFormat::Raw), O::BackingNameTooLong { length: 1024 }),
@@ -71,6 +76,7 @@ fn each_impossible_option_is_named() {
         O::Nul { .. } => "nul",
         O::BackingNameIsProtocol { .. } => "protocol",
         O::BackingFormatLength { .. } => "format",
+        O::PreallocationOverBacking => "preallocation",
         // No new image has an external data file: `header::tests` has the row.
         O::BackingWithRawExternalData => "raw external data",
         O::ExtensionTypeTaken { .. } => "extension",
@@ -84,7 +90,7 @@ fn each_impossible_option_is_named() {
         }
         seen.insert(name(&expected));
     }
-    assert_eq!(seen.len(), 10, "each error has a row");
+    assert_eq!(seen.len(), 11, "each error has a row");
 }
 
 #[test]
@@ -128,10 +134,16 @@ enum Change {
 
 /// Storage as a list of changes to what it held, so that any moment of the past can be read, and
 /// terabytes of holes take nothing.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Recording {
     old: Vec<u8>,
-    changes: RefCell<Vec<Change>>,
+    changes: Mutex<Vec<Change>>,
+}
+
+impl Clone for Recording {
+    fn clone(&self) -> Self {
+        Self { old: self.old.clone(), changes: Mutex::new(self.changes.lock().unwrap().clone()) }
+    }
 }
 
 impl Recording {
@@ -140,12 +152,12 @@ impl Recording {
     }
 
     fn changes(&self) -> usize {
-        self.changes.borrow().len()
+        self.changes.lock().unwrap().len()
     }
 
     /// The storage as it was after the first `count` changes.
     fn after(&self, count: usize) -> Self {
-        let changes = self.changes.borrow()[..count].to_vec();
+        let changes = self.changes.lock().unwrap()[..count].to_vec();
         Self { old: self.old.clone(), changes: changes.into() }
     }
 
@@ -161,7 +173,7 @@ impl Recording {
             }
         };
         put(0, &self.old);
-        for change in self.changes.borrow().iter() {
+        for change in self.changes.lock().unwrap().iter() {
             match change {
                 Change::Write(at, data) => put(*at, data),
                 Change::Length(at) if *at < end => {
@@ -184,24 +196,23 @@ impl ReadAt for Recording {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.changes.borrow().iter().fold(
-            self.old.len() as u64,
-            |length, change| match change {
+        Ok(self.changes.lock().unwrap().iter().fold(self.old.len() as u64, |length, change| {
+            match change {
                 Change::Length(length) => *length,
                 Change::Write(at, data) => length.max(at + data.len() as u64),
-            },
-        ))
+            }
+        }))
     }
 }
 
 impl WriteAt for Recording {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.changes.borrow_mut().push(Change::Write(offset, data.to_vec()));
+        self.changes.lock().unwrap().push(Change::Write(offset, data.to_vec()));
         Ok(())
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.changes.borrow_mut().push(Change::Length(length));
+        self.changes.lock().unwrap().push(Change::Length(length));
         Ok(())
     }
 
@@ -314,7 +325,7 @@ proptest! {
                 let length = usize::try_from(storage.length().unwrap().min(512)).unwrap();
                 prop_assert!(storage.range(0, length).iter().all(|byte| *byte == 0));
             }
-            let last = storage.changes.borrow()[count - 1].clone();
+            let last = storage.changes.lock().unwrap()[count - 1].clone();
             prop_assert!(matches!(last, Change::Write(0, data) if data == image.header_bytes));
         }
     }
@@ -382,4 +393,30 @@ fn check_counts(image: &NewImage) -> Result<(), TestCaseError> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn every_cluster_has_its_place_where_that_is_asked_for() {
+    for (options, backing) in [
+        (small().virtual_size(100 * 512 - 100), false),
+        (CreateOptions::new(9 << 20).cluster_bits(ClusterBits::new(12).unwrap()), false),
+        (on("a", BackingFormat::Raw).cluster_bits(ClusterBits::DEFAULT).extended_l2(true), true),
+    ] {
+        for preallocation in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
+            let storage = Memory::default();
+            let plan = options.clone().preallocation(preallocation).plan().unwrap();
+            plan.write_to(&storage).unwrap();
+            let length = storage.length().unwrap();
+            let image = Image::open(&storage, &ReadOptions::new()).unwrap();
+            assert_eq!(image.header(), plan.header());
+            for run in image.map(0..image.virtual_size()).unwrap() {
+                let host = match (run.unwrap().kind, backing) {
+                    (RunKind::Data { host }, false) => host,
+                    (RunKind::Unallocated { host: Some(host) }, true) => host,
+                    (other, _) => panic!("{other:?}"),
+                };
+                assert!(host.0 < length);
+            }
+        }
+    }
 }

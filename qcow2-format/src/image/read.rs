@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::{mem, thread, vec};
 
 use crate::address::GuestOffset;
-use crate::error::{Error, Result};
+use crate::error::{Error, RequestError, Result};
 use crate::image::payload::Wanted;
 use crate::image::tables::Part;
 use crate::image::{Image, RunKind};
@@ -68,12 +68,20 @@ impl<S: ReadAt + Sync> Image<S> {
     ///
     /// # Errors
     ///
-    /// As [`Image::read_over`].
+    /// As [`Image::read_over`];
+    /// [`RequestError::BackingFileNeeded`](crate::error::RequestError) for what the image leaves to
+    /// the backing file that its header names.
     pub fn read_at(&self, buffer: &mut [u8], offset: GuestOffset) -> Result<()> {
-        self.read_over(buffer, offset, |part, _| {
-            part.fill(0);
-            Ok(())
-        })
+        self.read_over(buffer, offset, |part, at| self.nothing_below(part, at))
+    }
+
+    /// What lies below an image that stands alone.
+    pub(super) fn nothing_below(&self, part: &mut [u8], at: GuestOffset) -> Result<()> {
+        if self.header.backing_file().is_some() {
+            return Err(RequestError::BackingFileNeeded { offset: at.0 }.into());
+        }
+        part.fill(0);
+        Ok(())
     }
 
     fn read_compressed(&self, buffer: &mut [u8], offset: u64) -> Result<()> {

@@ -32,6 +32,7 @@ mod discard;
 mod flight;
 mod guard;
 mod options;
+mod preallocate;
 mod rebuild;
 mod settle;
 mod space;
@@ -53,6 +54,7 @@ use crate::io::WriteAt;
 use crate::snapshot::Snapshot;
 
 pub use options::{DetectZeroes, Discard, Durability, WriteOptions, ZeroMode};
+pub use preallocate::Preallocation;
 
 use counts::Counts;
 use flight::Flights;
@@ -159,13 +161,13 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         self.image.run_at(offset, limit)
     }
 
-    /// As [`Image::map`]. Where runs lie in the file may have changed when they are looked at.
+    /// As [`Image::map`]. Each run is as it was when the iterator came to it.
     ///
     /// # Errors
     ///
     /// As [`Image::map`].
-    pub fn map(&self, range: Range<u64>) -> Result<Runs<'_, S>> {
-        self.image.map(range)
+    pub fn map(&self, range: Range<u64>) -> Result<LiveRuns<'_, S>> {
+        Ok(LiveRuns { runs: self.image.map(range)?, flights: &self.flights })
     }
 
     /// As [`Image::read_over`].
@@ -189,8 +191,16 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     ///
     /// As [`Image::read_at`].
     pub fn read_at(&self, buffer: &mut [u8], offset: GuestOffset) -> Result<()> {
-        let _flight = self.flights.enter();
-        self.image.read_at(buffer, offset)
+        self.read_over(buffer, offset, |part, at| self.nothing_below(part, at))
+    }
+
+    /// What lies below an image that stands alone, or whose disk below is said to be empty.
+    fn nothing_below(&self, part: &mut [u8], at: GuestOffset) -> Result<()> {
+        if self.options.below == Some(0) {
+            part.fill(0);
+            return Ok(());
+        }
+        self.image.nothing_below(part, at)
     }
 
     /// Has everything written so far survive a power cut, unless durability is
@@ -286,6 +296,22 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let bytes = self.image.geometry().cluster_bits.bytes();
         // Sizes are bounded by what an L1 table maps.
         self.virtual_size().div_ceil(bytes).saturating_mul(bytes)
+    }
+}
+
+/// The runs of a range of a disk that may be written to meanwhile.
+#[derive(Debug)]
+pub struct LiveRuns<'a, S> {
+    runs: Runs<'a, S>,
+    flights: &'a Flights,
+}
+
+impl<S: WriteAt + Sync> Iterator for LiveRuns<'_, S> {
+    type Item = Result<Run>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let _flight = self.flights.enter();
+        self.runs.next()
     }
 }
 

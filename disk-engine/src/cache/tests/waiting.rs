@@ -75,11 +75,17 @@ fn waiting_ends_with_the_base_the_timeout_or_the_cancel() {
         let error = fixture.cache.base_with(fixture.source(), &options).unwrap_err();
         assert_eq!((error.kind(), told.load(Ordering::Relaxed)), (ErrorKind::Cancelled, 1));
 
+        let (waits, waiting) = mpsc::channel();
+        let control = Control::new().with_observer(move |event| {
+            if matches!(event, Event::Waiting { .. }) {
+                let _ = waits.send(());
+            }
+        });
         let waiter = scope.spawn(move || {
-            let options = BaseOptions { policy: named(), ..BaseOptions::default() };
+            let options = BaseOptions { policy: named(), control, ..BaseOptions::default() };
             fixture.cache.base_with(fixture.source(), &options).unwrap().origin
         });
-        thread::sleep(Duration::from_millis(20));
+        waiting.recv().unwrap();
         go.send(()).unwrap();
         assert_eq!(maker.join().unwrap().as_str(), "extracted");
         assert_eq!(waiter.join().unwrap().as_str(), "waited");

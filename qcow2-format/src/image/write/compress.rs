@@ -13,7 +13,6 @@ use crate::address::{GuestOffset, HostCluster, HostOffset};
 use crate::compressed::{CompressedDescriptor, Encoder};
 use crate::error::{Error, RequestError, Result};
 use crate::image::write::WritableImage;
-use crate::image::write::data::no_disk_below;
 use crate::image::write::state::{Place, State};
 use crate::io::{WriteAt, zeroed};
 use crate::l2::{L2Entry, SubclusterBitmap};
@@ -80,7 +79,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             encoder.encode(compression, &cluster, payload)?
         };
         if !smaller || !self.write_payload(payload, guest)? {
-            return self.write_pieces(piece, guest, &mut no_disk_below);
+            let mut below = |part: &mut [u8], at| self.nothing_below(part, at);
+            return self.write_pieces(piece, guest, &mut below);
         }
         Ok(())
     }

@@ -92,7 +92,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     ///
     /// As [`WritableImage::write_over`].
     pub fn write_at(&self, data: &[u8], offset: GuestOffset) -> Result<()> {
-        self.write_over(data, offset, no_disk_below)
+        self.write_over(data, offset, |part, at| self.nothing_below(part, at))
     }
 
     /// Writes clusters that are all zeros as such, and the others as they are.
@@ -467,11 +467,6 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         };
         before.with_allocated(written)
     }
-}
-
-pub(super) fn no_disk_below(part: &mut [u8], _: GuestOffset) -> Result<()> {
-    part.fill(0);
-    Ok(())
 }
 
 /// Whether `bytes` are all zeros.

@@ -10,7 +10,6 @@
 
 use crate::address::GuestOffset;
 use crate::error::Result;
-use crate::image::write::data::no_disk_below;
 use crate::image::write::zero::Otherwise;
 use crate::image::write::{Discard, WritableImage, ZeroMode};
 use crate::io::WriteAt;
@@ -37,7 +36,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let mut discarded = Ok(());
         while at < end && discarded.is_ok() {
             let unmap = ZeroMode::Unmap;
-            match self.zero_whole(at..end, unmap, Otherwise::Leave, &mut no_disk_below) {
+            let mut below = |part: &mut [u8], at| self.nothing_below(part, at);
+            match self.zero_whole(at..end, unmap, Otherwise::Leave, &mut below) {
                 Ok(next) => at = next,
                 Err(error) => discarded = Err(error),
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::*;
-use crate::create::CreateOptions;
+use crate::create::{BackingFile, BackingFormat, CreateOptions};
 use crate::error::{FieldError, Violation};
 use crate::feature::AutoclearFeatures;
 use crate::geometry::{ClusterBits, RefcountOrder};
@@ -269,6 +269,33 @@ fn snapshots_and_marked_images_are_not_opened_for_writing() {
     options.read = options.read.snapshot("1");
     let error = WritableImage::open(Memory::new(image.to_vec()), &options).unwrap_err();
     assert!(matches!(error, Error::Request(RequestError::ReadOnly { .. })));
+}
+
+#[test]
+fn what_the_backing_file_holds_is_not_taken_for_zeros() {
+    let backing = BackingFile::new("base", BackingFormat::Raw);
+    let storage = new_image(&options().backing(backing));
+    let image = open(&storage).unwrap();
+    let needed = |result: Result<()>| match result {
+        Err(Error::Request(RequestError::BackingFileNeeded { offset })) => Some(offset),
+        Ok(()) => None,
+        Err(other) => panic!("{other:?}"),
+    };
+    assert_eq!(needed(image.read_at(&mut [0; 10], GuestOffset(700))), Some(700));
+    assert_eq!(needed(image.write_at(&[1; 10], GuestOffset(700))), Some(512));
+    assert_eq!(needed(image.write_zeroes(GuestOffset(700), 10, ZeroMode::Keep)), Some(512));
+    // What takes whole clusters needs nothing of it.
+    assert_eq!(needed(image.write_at(&[1; 512], GuestOffset(512))), None);
+    assert_eq!(needed(image.write_zeroes(GuestOffset(0), 512, ZeroMode::Keep)), None);
+    assert_eq!(needed(image.discard(GuestOffset(1024), 512)), None);
+    let mut found = [9; 1536];
+    assert_eq!(needed(image.read_at(&mut found, GuestOffset(0))), None);
+    assert_eq!(found[..], [[0; 512], [1; 512], [0; 512]].concat());
+    drop(image);
+    // Unless there is nothing below, as the caller says.
+    let options = WriteOptions::new().below(0);
+    let image = WritableImage::open(&storage, &options).unwrap();
+    assert_eq!(needed(image.write_at(&[1; 10], GuestOffset(4700))), None);
 }
 
 #[test]

@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::feature::AutoclearFeatures;
 use crate::geometry::SUBCLUSTERS;
 use crate::header::Version;
-use crate::image::write::data::no_disk_below;
 use crate::image::write::state::State;
 use crate::image::write::table::View;
 use crate::image::write::{WritableImage, ZeroMode};
@@ -71,7 +70,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     ///
     /// As [`WritableImage::write_over`].
     pub fn write_zeroes(&self, offset: GuestOffset, length: u64, mode: ZeroMode) -> Result<()> {
-        self.write_zeroes_over(offset, length, mode, no_disk_below)
+        self.write_zeroes_over(offset, length, mode, |part, at| self.nothing_below(part, at))
     }
 
     pub(super) fn zero_pieces<E: From<Error>>(
