@@ -285,6 +285,7 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         Format::Request(what) => {
             let kind = match what {
                 RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
+                RequestError::ReadOnly { .. } => ErrorKind::Unsupported,
                 _ => ErrorKind::InvalidInput,
             };
             Error::new(kind, "the qcow2 image does not have what was asked for")

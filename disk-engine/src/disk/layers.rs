@@ -1,4 +1,4 @@
-//! The images of an opened chain as one disk: what is read through them.
+//! The images of an opened chain as one disk: what is read and written through them.
 //!
 //! ```text
 //! offset ─▶ [0] vm.qcow2 ──unallocated──▶ [1] layer.qcow2 ──unallocated──▶ [2] base.img
@@ -6,7 +6,8 @@
 //!                                             past its end: zeros              past its end: zeros
 //! ```
 //!
-//! Callers: `opened`, `map`.
+//! Only the top is ever written to; what it copies on a write comes from below. Callers: `opened`,
+//! `writable`, `map`.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use std::path::Path;
 
 use qcow2_format::Header;
 use qcow2_format::feature::IncompatibleFeatures;
-use qcow2_format::image::RunKind;
+use qcow2_format::image::{RunKind, ZeroMode};
 
 use crate::base::BaseFormat;
 use crate::disk::content::ContentRun;
@@ -162,6 +163,35 @@ impl Layers {
     pub(super) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, bytes.len() as u64)?;
         self.read_from(0, bytes, offset)
+    }
+
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        self.top.write_over(bytes, offset, |part, at| self.read_from(1, part, at))
+    }
+
+    pub(super) fn write_compressed(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        self.top.write_compressed(bytes, offset)
+    }
+
+    pub(super) fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        self.check(offset, length)?;
+        self.top.write_zeroes_over(offset, length, mode, |part, at| self.read_from(1, part, at))
+    }
+
+    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.check(offset, length)?;
+        self.top.discard(offset, length)
+    }
+
+    pub(super) fn flush(&self) -> Result<()> {
+        self.top.flush()
+    }
+
+    /// Flushes the top and leaves nothing to do.
+    pub(super) fn close(self) -> Result<()> {
+        self.top.close()
     }
 
     fn layer(&self, depth: usize) -> Option<&Layer> {

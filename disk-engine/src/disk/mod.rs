@@ -6,10 +6,12 @@
 //! content   what a disk holds, read anywhere
 //! pad       raw disks made even for direct I/O
 //! raw       a raw image as such
+//! raw_write and as one that is written to
 //! layer     an image of an opened chain, whatever its format
 //! layers    the images of an opened chain as one disk
 //! opening   from a chain to its layers
 //! opened    a disk that is read
+//! writable  a disk that is read and written
 //! map       which part of a disk comes from where
 //! ```
 
@@ -23,6 +25,8 @@ mod opening;
 pub mod pad;
 pub mod policy;
 pub mod raw;
+mod raw_write;
+pub mod writable;
 
 pub use content::{ContentRun, DiskContent};
 pub use layers::DiskImage;
@@ -30,5 +34,6 @@ pub use map::{DiskRun, DiskRuns};
 pub use opened::{Disk, DiskFile, DiskOptions};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;
+pub use writable::{WritableDisk, WritableDiskOptions};
 
 pub use crate::sys::image_lock::Locking;

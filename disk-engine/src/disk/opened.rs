@@ -68,13 +68,13 @@ impl Default for DiskOptions {
 /// A file the caller has opened, as part of a disk.
 #[derive(Debug)]
 pub struct DiskFile {
-    /// The file, open for reading.
+    /// The file, open for reading; for reading and writing if it is to be written to.
     pub file: File,
     /// What messages call it.
     pub path: PathBuf,
     /// Its format.
     pub format: BaseFormat,
-    /// Its external data file, if it has one.
+    /// Its external data file, if it has one, open like the file.
     pub data_file: Option<File>,
 }
 
@@ -93,7 +93,7 @@ impl Disk {
     /// [`ErrorKind::Corrupt`], [`ErrorKind::Unsupported`] or [`ErrorKind::Limit`] for an image that
     /// cannot be read; otherwise what the system says.
     pub fn open(path: impl AsRef<Path>, format: BaseFormat, options: &DiskOptions) -> Result<Self> {
-        opening::open(path.as_ref(), format, options).map(Self)
+        opening::open(path.as_ref(), format, options, None).map(Self)
     }
 
     /// The disk in files that the caller has opened, top first, each standing on the next one.
@@ -108,7 +108,7 @@ impl Disk {
         files: impl IntoIterator<Item = DiskFile>,
         options: &DiskOptions,
     ) -> Result<Self> {
-        opening::of_files(files, options).map(Self)
+        opening::of_files(files, options, None).map(Self)
     }
 
     /// The images of the disk, top first.

@@ -53,7 +53,17 @@ impl RawDisk {
         Ok(Self { file, path: path.to_path_buf(), size })
     }
 
-    fn check(&self, offset: u64, length: u64) -> Result<()> {
+    /// The file it lies in.
+    pub(super) fn storage(&self) -> &ImageFile {
+        &self.file
+    }
+
+    /// What messages call it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn check(&self, offset: u64, length: u64) -> Result<()> {
         if offset.checked_add(length).is_some_and(|end| end <= self.size) {
             return Ok(());
         }
