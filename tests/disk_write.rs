@@ -592,3 +592,195 @@ fn after_a_failed_flush_nothing_more_is_written() {
         tell(&format!("{what}: {name}: {first:?}"));
     }
 }
+
+#[test]
+fn threads_write_side_by_side() {
+    if !here() {
+        return;
+    }
+    let place = memory_folder();
+    let folder = place.path();
+    fs::write(folder.join("base.raw"), vec![0xee; 4 << 20]).unwrap();
+    for image in ["cluster_size=64k", "extended_l2=on,cluster_size=64k", "raw"] {
+        let top = if image == "raw" {
+            fs::write(folder.join("top.raw"), vec![0xee; 4 << 20]).unwrap();
+            folder.join("top.raw")
+        } else {
+            let image = format!("{image},backing_file=base.raw,backing_fmt=raw");
+            img_in(folder, &["create", "-q", "-f", "qcow2", "-o", &image, "top.qcow2", "4M"]);
+            folder.join("top.qcow2")
+        };
+        let disk = open(&top, &options()).unwrap();
+        // Each thread has every fourth piece of 5000 bytes, so that they meet in every cluster.
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let disk = &disk;
+                scope.spawn(move || {
+                    for piece in (u64::from(thread)..800).step_by(4) {
+                        let mut bytes = [0; 5000];
+                        disk.read_at(&mut bytes, piece * 5000).unwrap();
+                        assert_eq!(bytes, [0xee; 5000], "{image}");
+                        match piece % 7 {
+                            0 => disk.write_zeroes(piece * 5000, 5000, ZeroMode::Unmap).unwrap(),
+                            _ => disk.write_at(&[thread + 1; 5000], piece * 5000).unwrap(),
+                        }
+                        if piece % 50 == 0 {
+                            disk.flush().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        disk.close().unwrap();
+        let mut expected = vec![0xee; 4 << 20];
+        for (piece, bytes) in expected[..800 * 5000].chunks_mut(5000).enumerate() {
+            bytes.fill(if piece % 7 == 0 { 0 } else { u8::try_from(piece % 4).unwrap() + 1 });
+        }
+        let [ours, theirs] = both(&top);
+        assert!(ours == expected && theirs == expected, "{image}");
+        if image != "raw" {
+            img_in(folder, &["check", "-q", "-f", "qcow2", "top.qcow2"]);
+        }
+    }
+}
+
+/// A block device over a file of `mib` MiB, until it is dropped.
+struct Device(PathBuf);
+
+impl Device {
+    fn new(what: &str, folder: &Path, mib: u64) -> Option<Self> {
+        let image = folder.join("device");
+        fs::write(&image, vec![0xaa; usize::try_from(mib << 20).unwrap()]).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                Some(Self(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())))
+            }
+            outcome => {
+                left_out(what, &format!("no loop device: {outcome:?}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn block_devices_are_disks_and_hold_images() {
+    if !here() {
+        return;
+    }
+    let place = memory_folder();
+    let what = "block devices that are written to";
+    let Some(device) = Device::new(what, place.path(), 8) else { return };
+    let mut numbers = Numbers(5);
+    let path = &device.0;
+    let read = |format: BaseFormat| content(&Disk::open(path, format, &options().disk).unwrap());
+
+    // The device as a disk: what is written is there, and its length stays.
+    let mut expected = read(BaseFormat::Raw);
+    let size = expected.len() as u64;
+    assert_eq!(size, 8 << 20);
+    let disk = open(path, &options()).unwrap();
+    for step in numbers.steps(size, 100) {
+        step.ours(&disk).unwrap();
+        let (range, with) = match step {
+            Step::Write { pattern, offset, length } => (offset..offset + length, pattern),
+            Step::Zero { offset, length, .. } => (offset..offset + length, 0),
+            // What is given back may stay or not: look.
+            Step::Discard { offset, length } => {
+                let mut bytes = vec![1; usize::try_from(length).unwrap()];
+                disk.read_at(&mut bytes, offset).unwrap();
+                let start = usize::try_from(offset).unwrap();
+                let before = &expected[start..][..bytes.len()];
+                assert!(bytes.iter().zip(before).all(|(now, then)| now == then || *now == 0));
+                expected[start..][..bytes.len()].copy_from_slice(&bytes);
+                continue;
+            }
+            Step::Flush => continue,
+        };
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        expected[range].fill(with);
+    }
+    assert!(content(&disk) == expected);
+    disk.close().unwrap();
+    assert!(read(BaseFormat::Raw) == expected);
+
+    // An image in the device, over what was there before: new clusters do not read as zeros.
+    let name = path.to_str().unwrap();
+    img(["create", "-q", "-f", "qcow2", name, "3M"]).expect_success();
+    let disk = WritableDisk::open(path, BaseFormat::Qcow2, &options()).unwrap();
+    let mut expected = vec![0_u8; 3 << 20];
+    for at in 0..40_u64 {
+        let (offset, length) = (at * 70_001, 3000 + at * 17);
+        disk.write_at(&vec![7; usize::try_from(length).unwrap()], offset).unwrap();
+        let start = usize::try_from(offset).unwrap();
+        expected[start..][..usize::try_from(length).unwrap()].fill(7);
+    }
+    disk.write_zeroes(1 << 20, 300_000, ZeroMode::Unmap).unwrap();
+    expected[1 << 20..][..300_000].fill(0);
+    disk.discard(0, 65_536).unwrap();
+    expected[..65_536].fill(0);
+    let said = qemu::io(["-f", "qcow2", "-c", "length", name]);
+    assert!(said.stderr.contains("Failed to get \"write\" lock"), "{said:?}");
+    disk.close().unwrap();
+    assert!(read(BaseFormat::Qcow2) == expected);
+    img(["check", "-q", "-f", "qcow2", name]).expect_success();
+    img(["convert", "-f", "qcow2", "-O", "raw", name, place.path().join("flat").to_str().unwrap()])
+        .expect_success();
+    assert!(fs::read(place.path().join("flat")).unwrap() == expected);
+
+    // More than the device has.
+    img(["create", "-q", "-f", "qcow2", name, "64M"]).expect_success();
+    let disk = WritableDisk::open(path, BaseFormat::Qcow2, &options()).unwrap();
+    let full = (0..64).map(|mib| disk.write_at(&vec![1; 1 << 20], mib << 20)).find_map(Result::err);
+    assert_eq!(full.unwrap().kind(), ErrorKind::NoSpace);
+    disk.close().unwrap();
+    let check = img(["check", "-f", "qcow2", name]);
+    assert!([Some(0), Some(3)].contains(&check.status.code()), "{check:?}");
+}
+
+#[test]
+fn without_holes_disks_hold_the_same() {
+    if !here() {
+        return;
+    }
+    // ramfs can neither punch nor reserve.
+    let what = "disks on a file system without holes";
+    let place = memory_folder();
+    let mount = place.path().join("ramfs");
+    fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(&mount).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        left_out(what, "ramfs cannot be mounted");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| {
+        let folder = mount.join("chain");
+        fs::create_dir(&folder).unwrap();
+        let punched = File::create(folder.join("top.raw")).unwrap();
+        punched.set_len(SIZE).unwrap();
+        let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+            | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        assert!(nix::fcntl::fallocate(&punched, flags, 0, 4096).is_err(), "it can punch");
+        fs::write(folder.join("base.raw"), vec![0x99; 1 << 20]).unwrap();
+        let image = "backing_file=base.raw,backing_fmt=raw";
+        img_in(
+            &folder,
+            &["create", "-q", "-f", "qcow2", "-o", image, "top.qcow2", &SIZE.to_string()],
+        );
+        let mut numbers = Numbers(6);
+        compare(what, &folder, "top.qcow2", &numbers.steps(SIZE, 100), &options());
+        // Where nothing can be given back, QEMU leaves what was discarded as it was, as we do.
+        compare(what, &folder, "top.raw", &numbers.steps(SIZE, 100), &options());
+    });
+    let _ = Command::new("umount").arg(&mount).status();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
