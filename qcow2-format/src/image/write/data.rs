@@ -225,7 +225,14 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         self.own_table(state, first)?;
         let (host, room) = match unused {
-            Some(host) => (host, None),
+            Some(host) => {
+                if self.image.data.is_some() {
+                    // What was there may still wait to be given back.
+                    let end = first.saturating_add(old.len() as u64 * cluster_bytes);
+                    state.keep_data(&(first..end));
+                }
+                (host, None)
+            }
             None => {
                 for (index, entry) in old.iter().enumerate() {
                     let guest = first + index as u64 * cluster_bytes;
