@@ -131,12 +131,14 @@ fn map(image: &Image<&[u8]>, start: u64, length: u64) {
 }
 
 fn goes_on(before: &Run, run: &Run) -> bool {
-    match (before.kind, run.kind) {
-        (RunKind::Data { host }, RunKind::Data { host: next }) => {
-            host.to_u64().checked_add(before.length) == Some(next.to_u64())
-        }
-        (before, next) => before == next,
-    }
+    let place = |kind| match kind {
+        RunKind::Data { host } => Some(host),
+        RunKind::Unallocated { host } | RunKind::Zero { host } => host,
+        RunKind::Compressed => None,
+    };
+    let same = std::mem::discriminant(&before.kind) == std::mem::discriminant(&run.kind);
+    let next = place(before.kind).map(|host| host.to_u64().saturating_add(before.length));
+    same && next == place(run.kind).map(|host| host.to_u64())
 }
 
 fn read(first: &Image<&[u8]>, second: &Image<&[u8]>, start: u64, length: usize) {
