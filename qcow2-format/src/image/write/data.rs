@@ -176,12 +176,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let step = self.plan(&mut state, at, limit);
         let step = state.judge(&self.image.storage, step)?;
         if let Step::Move(moving) = &step {
-            let range = moving.guest..moving.end(cluster_bits.bytes());
-            if self.image.data.is_some() {
-                // There, guest and host offsets are the same.
-                state.reuse_data(&range);
-            }
-            state.busy.push(range);
+            state.busy.push(moving.guest..moving.end(cluster_bits.bytes()));
         }
         Ok(step)
     }
