@@ -1,7 +1,7 @@
 //! The command line as a script sees it: exit codes, streams, JSON, and no debris.
 //!
 //! Topics: the main job · strategies, space, usage · extract · pack · base · cache · overlay and rebase ·
-//! create · info · attach · errors.
+//! create · info · attach · errors · io and map.
 
 #![expect(
     clippy::unwrap_used,
@@ -853,4 +853,55 @@ fn cache_commands_make_no_cache_and_refuse_one_that_is_not_ours_alone() {
         let arguments = [&["cache", "prune", "--cache", "cache"], &wrong[..]].concat();
         assert_eq!(shell.run(&arguments).status.code(), Some(2), "{wrong:?}");
     }
+}
+
+#[test]
+fn io_runs_commands_and_fails_if_one_did() {
+    let shell = Shell::new();
+    fs::write(shell.path("disk"), disk()).unwrap();
+    let output = shell.run(&["io", "-r", "disk", "-c", "read -P 1 0 512", "-c", "length"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("read 512/512 bytes at offset 0\n512 bytes, 1 ops; "), "{text}");
+    assert!(text.ends_with("\n1 MiB\n"), "{text}");
+
+    let output = shell.with_input(&["io", "-r", "disk"], b"read -qP 2 0 512\nlength\nfoo\n");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, "Pattern verification failed at offset 0, 512 bytes\n1 MiB\n");
+    assert_eq!(output.stderr, b"command \"foo\" not found\n");
+
+    let error = shell.error(&["io", "-r", "disk", "-c", "write 0 512"], 1);
+    assert_eq!(error["code"], "permission-denied");
+    assert_eq!(shell.error(&["io", "-r", "absent", "-c", "length"], 1)["code"], "not-found");
+    assert_eq!(shell.error(&["io", "-r", "-f", "qcow2", "disk"], 3)["code"], "corrupt");
+    assert_eq!(fs::read(shell.path("disk")).unwrap(), disk());
+}
+
+#[test]
+fn map_tells_for_whom_it_is_asked() {
+    let shell = Shell::new();
+    shell.raw("disk", 1 << 20);
+    fs::File::options()
+        .write(true)
+        .open(shell.path("disk"))
+        .unwrap()
+        .write_all(&[7; 65536])
+        .unwrap();
+    let entries = shell.report(&["map", "disk"]);
+    let first = &entries[0];
+    assert_eq!((&first["start"], &first["length"]), (&0.into(), &65536.into()));
+    assert_eq!((&first["depth"], &first["data"]), (&0.into(), &true.into()));
+    assert_eq!(entries[1]["zero"], true);
+    let output = shell.run(&["map", "disk", "--output", "json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), entries);
+    let text = String::from_utf8(shell.run(&["map", "disk"]).stdout).unwrap();
+    assert_eq!(
+        text,
+        "Offset          Length          Mapped to       File\n\
+         0               0x10000         0               disk\n"
+    );
+    assert_eq!(shell.error(&["map", "absent"], 1)["code"], "not-found");
+    assert_eq!(shell.error(&["map", "disk", "-f", "qcow2"], 3)["code"], "corrupt");
+    assert_eq!(shell.error(&["map", "disk", "--snapshot", "x"], 2)["code"], "invalid-input");
 }

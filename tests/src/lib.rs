@@ -1,8 +1,15 @@
 //! Helpers shared by every suite of the workspace.
 
+pub mod checker;
 pub mod disks;
 pub mod faults;
+pub mod model;
 pub mod mounts;
+pub mod program;
 pub mod qemu;
+pub mod random;
+pub mod recording;
+pub mod sparse;
+pub mod sweep;
 pub mod tar;
 pub mod tool;

@@ -282,8 +282,11 @@ impl Prune<'_> {
             return Ok(Err(KeptBecause::OpenInQemu));
         }
         let standing = match uses::standing(self.layout, key) {
-            // What is no record of ours names no overlay.
-            Err(error) if error.kind() == ErrorKind::Refused => Standing::default(),
+            // Where a record of ours stood, something else may have been put: which overlays need the
+            // base, nobody can tell any more.
+            Err(error) if error.kind() == ErrorKind::Refused => {
+                Standing { damaged: true, ..Standing::default() }
+            }
             outcome => outcome?,
         };
         let needing: Vec<_> = standing

@@ -25,7 +25,10 @@ mod config_disk;
 mod create;
 mod duration;
 mod extract;
+mod follow;
 mod info;
+mod io;
+mod map;
 mod options;
 mod output;
 mod overlay;
@@ -73,6 +76,8 @@ enum Command {
     Create(create::Arguments),
     ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
+    Map(map::Arguments),
+    Io(io::Arguments),
     Attach(attach::Arguments),
     Usage(usage::Arguments),
 }
@@ -105,6 +110,11 @@ pub fn main() -> ExitCode {
         Command::Create(arguments) => create::run(arguments, &output),
         Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
+        Command::Map(arguments) => map::run(arguments, &output),
+        Command::Io(arguments) => match io::run(arguments, &output) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Attach(arguments) => attach::run(arguments, &output),
         Command::Usage(arguments) => usage::run(arguments, &output),
     };

@@ -20,6 +20,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether reports and errors are JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Whether progress may be drawn: a person is watching and no program is parsing.
     pub(crate) fn draws_progress(&self) -> bool {
         !self.json && io::stderr().is_terminal()

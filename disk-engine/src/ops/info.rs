@@ -16,6 +16,7 @@ use crate::base::BaseFormat;
 use crate::disk::chain::{Chain, ChainImage};
 use crate::disk::policy::BackingPolicy;
 use crate::error::Result;
+use crate::ops::names;
 use crate::overlay::BaseIdentity;
 
 /// An image and its chain.
@@ -163,7 +164,7 @@ pub fn info(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<I
             (0, BaseFormat::Raw) if chain.images.len() == 1 => Role::ReadWritePerVm,
             _ => Role::ReadOnlyShared,
         };
-        ImageInfo::of(image, role)
+        ImageInfo::of(image, role, path)
     });
     let Some(image) = images.next() else {
         return Err(
@@ -178,11 +179,12 @@ pub fn info(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<I
 }
 
 impl ImageInfo {
-    fn of(image: &ChainImage, role: Role) -> Self {
+    fn of(image: &ChainImage, role: Role, top: &Path) -> Self {
         let header = image.header.as_ref();
         let name = header.and_then(Header::backing_file);
+        let shown = |path: &Path| text(names::reported(top, path).as_os_str().as_bytes());
         Self {
-            filename: text(image.path.as_os_str().as_bytes()),
+            filename: shown(&image.path),
             format: image.format.as_str(),
             role,
             virtual_size: image.virtual_size,
@@ -195,8 +197,7 @@ impl ImageInfo {
                 .is_some_and(|header| header.crypt_method() != CryptMethod::None)
                 .then_some(true),
             backing_filename: name.map(text),
-            full_backing_filename: name
-                .map(|name| text(full_path(&image.path, name).as_os_str().as_bytes())),
+            full_backing_filename: name.map(|name| shown(&full_path(&image.path, name))),
             backing_filename_format: header.and_then(Header::backing_format).map(text),
             format_specific: header
                 .map(|header| FormatSpecific { kind: "qcow2", data: Qcow2Info::of(header) }),

@@ -9,6 +9,7 @@
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
 //! info        header, extensions, chain
+//! map         which part of a disk comes from which image
 //! usage       what disks take, how they have grown, what is left
 //! ```
 
@@ -18,6 +19,8 @@ pub mod config_disk;
 pub mod create;
 pub mod extract;
 pub mod info;
+pub mod map;
+mod names;
 pub mod pack;
 pub mod prepare;
 pub mod usage;

@@ -57,6 +57,10 @@ impl Deflater {
             .map_err(Error::io("compress a cluster", 0))?;
         if status == Status::StreamEnd {
             payload.truncate(usize::try_from(self.0.total_out()).unwrap_or(usize::MAX));
+        } else {
+            // zlib-rs 0.6 keeps, over a reset, how far it has read its own buffer of what did not
+            // fit, and panics when that buffer seems full.
+            *self = Self::default();
         }
         Ok(())
     }

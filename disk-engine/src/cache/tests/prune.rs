@@ -67,6 +67,19 @@ fn a_base_goes_when_nobody_needs_it_and_comes_back_when_asked_for() {
 }
 
 #[test]
+fn what_stands_in_place_of_the_record_keeps_the_base() {
+    let fixture = Fixture::new();
+    let base = fixture.named().unwrap();
+    base.image.overlay(fixture.overlay("vm.qcow2")).create().unwrap();
+    drop(base);
+    let uses = fixture.cache.path().join("v1/uses");
+    let name = fixture.names("uses").remove(0);
+    fs::remove_file(uses.join(&name)).unwrap();
+    symlink("/dev/null", uses.join(&name)).unwrap();
+    assert_eq!(fixture.because(&everything()), KeptBecause::RecordDamaged);
+}
+
+#[test]
 fn without_a_reason_nothing_good_goes() {
     let fixture = Fixture::new();
     drop(fixture.named().unwrap());

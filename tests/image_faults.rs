@@ -1,0 +1,159 @@
+//! Storage that fails at any call of an image's writer.
+//!
+//! ```text
+//! program, undisturbed ─▶ its calls of the storage
+//! program again, one call (or all from there on) struck: EIO · ENOSPC · half done and ENOSPC · short reads
+//!   ├▶ whoever called is told; a failed flush is told ever after
+//!   ├▶ what is read is old or new, and right where nothing failed; later calls work or fail
+//!   └▶ the files then, and at the end: no corruption, each sector old or new
+//! ```
+//!
+//! `FAULTS_PROGRAMS`, `FAULTS_SECONDS`, `FAULTS_SEED`: see `testkit::sweep`. `FAULTS_POINTS` is how many
+//! calls of a program are struck (40), `all` for all.
+
+use std::cell::Cell;
+
+use nix::errno::Errno;
+use testkit::faulty::{Fault, Faults, Kind, Plan};
+use testkit::program::image::ImageTarget;
+use testkit::program::judge::{go_on, judge, judge_snapshots};
+use testkit::program::{Lab, Program, Timeline, program, run};
+use testkit::random::Random;
+use testkit::sweep::Sweep;
+use testkit::tool;
+
+#[derive(Default)]
+struct Counts {
+    faults: Cell<usize>,
+    failed: Cell<usize>,
+    unnoticed: Cell<usize>,
+    checks: Cell<usize>,
+}
+
+fn add(cell: &Cell<usize>, more: usize) {
+    cell.set(cell.get() + more);
+}
+
+#[test]
+fn a_fault_is_told_and_harms_nothing() {
+    if !tool::available("images on failing storage", &["qemu-img"]) {
+        return;
+    }
+    let sweep = Sweep::new("FAULTS", 400, 35);
+    let points = match std::env::var("FAULTS_POINTS").as_deref() {
+        Err(_) => 40,
+        Ok("all") => usize::MAX,
+        Ok(text) => text.parse().unwrap(),
+    };
+    let counts = Counts::default();
+    let programs = sweep.run(program(12), |program, random| {
+        let lab = Lab::new(&program.shape);
+        let files = lab.create();
+        let faults = Faults::default();
+        let mut target = ImageTarget::new(&lab, &program.shape, files.clone(), faults.clone());
+        run(program, &mut target, false)?;
+        target.close().map_err(|error| format!("close: {error}"))?;
+        let calls = faults.calls();
+        let all: Vec<usize> = (0..calls.len()).collect();
+        let chosen = if points < calls.len() {
+            (0..points).map(|_| random.below(calls.len())).collect()
+        } else {
+            all
+        };
+        for first in chosen {
+            let plan = draw(first, calls[first], random);
+            let look = random.once_in(15);
+            struck(program, &lab, files.clone(), plan, look, &counts).map_err(|error| {
+                format!("{:?} at call {first}, {plan:?}: {error}", calls[first])
+            })?;
+        }
+        Ok(())
+    });
+    let Counts { faults, failed, unnoticed, checks } = &counts;
+    sweep.tell(&format!(
+        "{programs} programs, {} runs with a fault, {} calls failed, {} faults nobody had to notice, {} \
+         images checked by qemu-img",
+        faults.get(),
+        failed.get(),
+        unnoticed.get(),
+        checks.get()
+    ));
+    assert!(programs > 0 && failed.get() > 0 && checks.get() > 0);
+}
+
+fn draw(first: usize, kind: Kind, random: &mut Random) -> Plan {
+    let fault = match (kind, random.below(4)) {
+        (Kind::Read, 0 | 1) => Fault::Little,
+        (Kind::Read | Kind::Length | Kind::Flush, _) => Fault::Error(Errno::EIO),
+        (_, 0) => Fault::Error(Errno::EIO),
+        (_, 1) => Fault::Error(Errno::ENOSPC),
+        (_, _) => Fault::Half(Errno::ENOSPC),
+    };
+    let (count, only) = match random.below(4) {
+        0 => (3, None),
+        // A full disk stays full, and can still be read and flushed.
+        1 if fault != Fault::Error(Errno::EIO) => (usize::MAX, Some(kind)),
+        _ => (1, None),
+    };
+    Plan { first, count, only, fault }
+}
+
+fn struck(
+    program: &Program,
+    lab: &Lab,
+    files: Vec<testkit::sparse::Sparse>,
+    plan: Plan,
+    look: bool,
+    counts: &Counts,
+) -> Result<(), String> {
+    let shape = &program.shape;
+    let base = shape.base();
+    let faults = Faults::new(Some(plan));
+    let mut target = ImageTarget::new(lab, shape, files, faults.clone());
+    let history = run(program, &mut target, true)?;
+    faults.suspend(true);
+    if let Some(swallowed) = &target.swallowed {
+        return Err(swallowed.clone());
+    }
+    let failed = history.steps.iter().filter(|step| step.failed.is_some()).count();
+    if plan.fault == Fault::Little && failed > 0 {
+        return Err("a short or interrupted read made a call fail".to_owned());
+    }
+    add(&counts.faults, 1);
+    add(&counts.failed, failed);
+    add(&counts.unnoticed, usize::from(failed == 0));
+
+    // Every state from the first failure on, as a kill leaves it.
+    let Some(first) = history.steps.iter().position(|step| step.failed.is_some()) else {
+        return Ok(());
+    };
+    let start = history.steps[first].events.start;
+    let mut timeline = Timeline::new(&history);
+    let mut replay = target.recording.replay();
+    loop {
+        let at = replay.at();
+        let model = timeline.advance(at);
+        let ends = history.steps[first..].iter().any(|step| step.events.end == at);
+        if at >= start && (ends || at == start) {
+            judge(shape, &base, replay.killed(), model)
+                .map_err(|error| format!("after event {at}: {error}"))?;
+        }
+        if !replay.advance() {
+            break;
+        }
+    }
+
+    // The end, closed as well as may be.
+    let closed = target.close();
+    let files = target.recording.files();
+    let findings = judge(shape, &base, &files, &history.model)
+        .map_err(|error| format!("in the end ({closed:?}): {error}"))?;
+    judge_snapshots(&history, &base, &files, usize::MAX - 1)?;
+    go_on(program, &base, &files).map_err(|error| format!("in the end ({closed:?}): {error}"))?;
+    if look {
+        add(&counts.checks, 1);
+        lab.store(&files);
+        lab.sound(findings.dirty)?;
+    }
+    Ok(())
+}

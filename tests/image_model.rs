@@ -1,0 +1,147 @@
+//! Images against flat disks, over the whole option space.
+//!
+//! ```text
+//! program ─▶ writer ─▶ image ─▶ closed ─┬▶ qemu-img check: clean, no leaks
+//!     └────▶ model ─────────────────────┴▶ qemu-img compare, convert of each snapshot: equal
+//! ```
+//!
+//! `MODEL_PROGRAMS` or `MODEL_CASES`, `MODEL_SECONDS`, `MODEL_SEED`: see `testkit::sweep`.
+
+use std::cell::Cell;
+
+use testkit::checker::check;
+use testkit::faulty::Faults;
+use testkit::model::differ;
+use testkit::program::image::ImageTarget;
+use testkit::program::judge::judge_snapshots;
+use testkit::program::{Call, Lab, Op, Program, program, run};
+use testkit::sweep::Sweep;
+use testkit::tool;
+
+#[test]
+fn an_image_is_what_the_flat_disk_is() {
+    if !tool::available("images against flat disks", &["qemu-img"]) {
+        return;
+    }
+    let sweep = Sweep::new("MODEL", 400, 35);
+    let (calls, snapshots) = (Cell::new(0), Cell::new(0));
+    let programs = sweep.run(program(30), |program, _| {
+        let lab = Lab::new(&program.shape);
+        let (done, kept) = model(program, &lab)?;
+        calls.set(calls.get() + done);
+        snapshots.set(snapshots.get() + kept);
+        Ok(())
+    });
+    sweep.tell(&format!(
+        "{programs} programs, {} calls; {programs} images checked and compared by qemu-img, and {} \
+         snapshots",
+        calls.get(),
+        snapshots.get()
+    ));
+    assert!(programs > 0);
+}
+
+/// How many calls there were, and snapshots.
+fn model(program: &Program, lab: &Lab) -> Result<(usize, usize), String> {
+    let shape = &program.shape;
+    let mut target = ImageTarget::new(lab, shape, lab.create(), Faults::default());
+    let history = run(program, &mut target, false)?;
+    target.close().map_err(|error| format!("close: {error}"))?;
+    let files = target.recording.files();
+    let findings = check(&files[0])?;
+    let clean = (findings.sound(), findings.leaks, findings.dirty) == (Ok(()), 0, false);
+    // What QEMU leaked when it made or deleted a snapshot is not ours.
+    let by_qemu =
+        history.steps.iter().any(|step| matches!(step.call, Call::Snapshot | Call::Forget));
+    if !clean && !(by_qemu && findings.sound().is_ok()) {
+        return Err(format!("closed: {findings:?}"));
+    }
+    judge_snapshots(&history, &shape.base(), &files, usize::MAX - 1)?;
+    lab.store(&files);
+    if findings.leaks == 0 {
+        lab.clean()?
+    } else {
+        lab.sound(false)?
+    }
+    lab.holds(history.model.now())?;
+    let mut kept = 0;
+    for snapshot in history.kept.iter().filter(|kept| kept.events.end == usize::MAX) {
+        let found = lab.converted(Some(&snapshot.name))?;
+        differ(&found, &snapshot.content, 0)
+            .map_err(|foreign| format!("QEMU, snapshot {}: {foreign}", snapshot.name))?;
+        kept += 1;
+    }
+    // A killed writer may leave old data on the disk and new data in the raw file, or the other way
+    // round: two files do not change at once.
+    let killed = history.steps.iter().any(|step| step.call == Call::Kill);
+    if shape.data_file == Some(true) && !killed {
+        let raw = files[1].bytes(0, history.model.now().len());
+        history.model.compare(&raw, 0).map_err(|foreign| format!("raw data file: {foreign}"))?;
+    }
+    Ok((history.steps.len(), kept))
+}
+
+/// Each cluster size with each refcount width, on both kinds of L2 tables and each kind of backing
+/// file: chance alone may leave some out.
+#[test]
+fn every_geometry_is_tried() {
+    use testkit::model::Fill::{Noise, Word};
+    use testkit::program::{Backing, Durability, Place, Shape, Span, Unit};
+
+    if !tool::available("images of every geometry", &["qemu-img"]) {
+        return;
+    }
+    let place = |cluster, inside| Place { cluster, inside, unit: Unit::Sector };
+    let span = |count, unit| Span { count, unit };
+    let ops = vec![
+        Op::Write(place(0, 20_000), span(2, Unit::Sector), Word),
+        Op::Compress(place(1, 0), span(1, Unit::Cluster), Word),
+        Op::Write(place(1, 30_000), span(0, Unit::Cluster), Noise),
+        Op::Snapshot,
+        Op::Write(place(0, 0), span(1, Unit::Cluster), Word),
+        Op::Zero(place(1, 10_000), span(0, Unit::Cluster), true),
+        Op::Flush,
+        Op::Discard(place(2, 0), span(0, Unit::Cluster)),
+        Op::Kill,
+        Op::Zero(place(2, 700), span(9, Unit::Sector), false),
+        Op::Compress(place(0, 0), span(0, Unit::Cluster), Noise),
+        Op::Forget,
+        Op::Write(place(2, 50_000), span(30, Unit::Sector), Word),
+    ];
+    let sweep = Sweep::new("GEOMETRY", 1, 1);
+    let mut tried = 0;
+    for cluster_bits in 9..=21_u32 {
+        for order in 0..=6_u32 {
+            for extended_l2 in [false, true] {
+                if extended_l2 && cluster_bits < 14 {
+                    continue;
+                }
+                let turn = cluster_bits + order;
+                let disk = (3 << cluster_bits) - 512 * u64::from(turn % 2);
+                let shape = Shape {
+                    version: 3,
+                    cluster_bits,
+                    refcount_bits: 1 << order,
+                    extended_l2,
+                    lazy_refcounts: turn % 5 == 0,
+                    zstd: turn % 3 == 0,
+                    disk,
+                    backing: (turn % 4 > 0).then_some(Backing {
+                        qcow2: turn % 8 == 1,
+                        length: [disk, disk / 1024 * 512, disk + 4096][turn as usize % 3],
+                    }),
+                    data_file: None,
+                    durability: Durability::Flush,
+                    detect_zeroes: 0,
+                    ignore_discards: false,
+                    small_caches: turn % 2 == 0,
+                };
+                let program = Program { shape: shape.possible(), ops: ops.clone() };
+                let lab = Lab::new(&program.shape);
+                model(&program, &lab).unwrap_or_else(|error| panic!("{program}{error}"));
+                tried += 1;
+            }
+        }
+    }
+    sweep.tell(&format!("{tried} geometries"));
+}
