@@ -2,6 +2,7 @@
 //! stop anywhere.
 
 pub mod image;
+pub mod model;
 pub mod sparse;
 
 use std::io::Read;
