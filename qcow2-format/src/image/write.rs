@@ -45,6 +45,7 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::address::GuestOffset;
+use crate::compressed::Encoder;
 use crate::error::{Error, RequestError, Result};
 use crate::feature::IncompatibleFeatures;
 use crate::header::{Header, Version};
@@ -71,6 +72,7 @@ pub struct WritableImage<S: WriteAt + Sync> {
     state: Mutex<State>,
     /// Somebody has given clusters a new place, or has given up.
     settled: Condvar,
+    encoders: Mutex<Vec<Encoder>>,
 }
 
 impl<S: WriteAt + Sync> WritableImage<S> {
@@ -120,6 +122,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             flights: Flights::default(),
             state: Mutex::new(state),
             settled: Condvar::new(),
+            encoders: Mutex::default(),
         };
         if dirty {
             image.rebuild_refcounts()?;

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::geometry::SUBCLUSTERS;
 use crate::image::write::space::Room;
 use crate::image::write::state::State;
-use crate::image::write::{DetectZeroes, WritableImage, ZeroMode};
+use crate::image::write::{DetectZeroes, Durability, WritableImage, ZeroMode};
 use crate::io::{WriteAt, zeroed};
 use crate::l2::{ClusterKind, L2Entry, SubclusterBitmap};
 
@@ -74,7 +74,11 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             return Ok(());
         }
         let written = match self.options.detect_zeroes {
-            DetectZeroes::Off => self.write_pieces(data, offset.0, &mut below),
+            DetectZeroes::Off => match self.write_pieces(data, offset.0, &mut below) {
+                // Nothing but data was written, and nothing waits because of it.
+                Ok(false) if self.options.durability != Durability::Full => return Ok(()),
+                written => written.map(|_| ()),
+            },
             DetectZeroes::On => self.write_detecting(data, offset.0, ZeroMode::Keep, &mut below),
             DetectZeroes::Unmap => {
                 self.write_detecting(data, offset.0, ZeroMode::Unmap, &mut below)
@@ -132,13 +136,15 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         Ok(())
     }
 
+    /// Says whether anything got a new place.
     pub(super) fn write_pieces<E: From<Error>>(
         &self,
         data: &[u8],
         offset: u64,
         below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         let (mut at, mut rest) = (offset, data);
+        let mut moved = false;
         while !rest.is_empty() {
             let _flight = self.flights.enter();
             let length = match self.next_step(at, rest.len() as u64)? {
@@ -151,6 +157,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
                     length
                 }
                 Step::Move(moving) => {
+                    moved = true;
                     let end = moving.end(self.image.geometry().cluster_bits.bytes());
                     let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
                     let length = length.min(rest.len());
@@ -164,7 +171,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             at = at.saturating_add(length as u64);
             rest = rest.get(length..).unwrap_or_default();
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Where the bytes from `at` on go, at most `limit` of them.
