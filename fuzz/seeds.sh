@@ -19,8 +19,20 @@ for image in ../testdata/images/*.qcow2; do
     } >"corpus/header/$name"
 done
 
+# For image: valid ones as they are, the first byte of the input before them. Of two that differ in
+# their header alone one is enough, and large ones would slow the target down.
+mkdir -p corpus/image
+rm -f corpus/image/*
+for name in aes compressed compressed-zstd data-file dirty empty one-sector preallocated-full \
+    preallocated-metadata rebased snapshots v2 written; do
+    { printf '\42' && cat "../testdata/images/$name.qcow2"; } >"corpus/image/$name"
+done
+for snapshot in '\102' '\202'; do
+    { printf "$snapshot" && cat ../testdata/images/snapshots.qcow2; } >"corpus/image/snapshots-${snapshot#?}"
+done
+
 # Small archives by other programs, as they are, and two sparse ones as a tar that the target packs.
-rm -f corpus/{sparse_map,pax,extract,manifest}/*
+rm -f corpus/{decompression,sparse_map,pax,extract,manifest}/*
 mkdir -p corpus/extract
 for archive in ../testdata/archives/*.{zst,xz,gz}; do
     size=$(stat -c %s "$archive")

@@ -123,6 +123,25 @@ pub fn pack(shape: &Shape, archive: &Path) -> io::Result<Vec<Extent>> {
     Ok(map)
 }
 
+/// `length` bytes as they are in such a disk's files, and nothing between these.
+#[must_use]
+pub fn content(length: usize) -> Vec<u8> {
+    let files = Files::new();
+    let mut random = Random::new(4);
+    let mut all = Vec::with_capacity(length);
+    let mut file = Vec::new();
+    for index in 0.. {
+        if all.len() >= length {
+            break;
+        }
+        file.clear();
+        files.generate(index, SECTOR * (1 + random.below(256)), &mut file);
+        all.extend_from_slice(&file);
+    }
+    all.truncate(length);
+    all
+}
+
 /// What is in the files.
 struct Files {
     words: Vec<Vec<u8>>,

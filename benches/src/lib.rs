@@ -3,6 +3,7 @@
 //! ```text
 //! random        the same numbers on every machine
 //! image         a disk shaped like a real one, packed as an archive
+//! images        ways to read and write a disk image
 //! overlays      four ways to make an overlay
 //! packings      three ways to pack a disk
 //! extractions   ways through an archive
@@ -17,6 +18,7 @@
 pub mod content;
 pub mod extractions;
 pub mod image;
+pub mod images;
 pub mod overlays;
 pub mod packings;
 pub mod preparations;

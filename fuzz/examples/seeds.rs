@@ -1,4 +1,5 @@
-//! Writes the seeds of `sparse_map`, `pax`, `manifest` and the built ones of `extract`.
+//! Writes the seeds of `decompression`, `sparse_map`, `pax` and `manifest`, and the built ones of
+//! `image` and `extract`.
 //!
 //! `seeds.sh` calls it with the folder of the corpora; each seed is what its target's first lines
 //! describe, and is called after what it holds.
@@ -6,6 +7,10 @@
 use std::fs;
 use std::path::Path;
 
+use qcow2_format::compressed::Encoder;
+use qcow2_format::geometry::ClusterBits;
+use qcow2_format::header::CompressionType;
+use qcow2_format::{CreateOptions, Header, Memory, WriteAt};
 use qcow2_fuzz::sparse::{Form, Map};
 use qcow2_fuzz::{header, put, record};
 
@@ -16,6 +21,41 @@ fn main() {
         fs::create_dir_all(&folder).expect("the corpus");
         fs::write(folder.join(name), parts.concat()).expect("a seed");
     };
+
+    let (mut encoder, mut payload) = (Encoder::default(), Vec::new());
+    for bits in [9_u8, 12, 16, 21] {
+        let size = 1_usize << bits;
+        let text: Vec<u8> = (0..size).map(|at| (at * at / 97 % 23) as u8 + b'a').collect();
+        for (name, kind, cluster) in [
+            ("zeros", 0, vec![0; size]),
+            ("text", 0, text.clone()),
+            ("zeros-zstd", 0x80, vec![0; size]),
+            ("text-zstd", 0x80, text),
+        ] {
+            let compression = if kind == 0 { CompressionType::Zlib } else { CompressionType::Zstd };
+            assert!(encoder.encode(compression, &cluster, &mut payload).expect("both are there"));
+            if payload.len() < 4096 {
+                let kind = kind | if bits == 21 { 0x1f } else { bits - 9 };
+                write("decompression", &format!("{name}-{bits}"), &[&[kind, bits], &payload]);
+                let bytes = &cluster[..cluster.len().min(1000)];
+                write(
+                    "decompression",
+                    &format!("{name}-{bits}-content"),
+                    &[&[kind | 0x40, bits], bytes],
+                );
+            }
+        }
+    }
+    // Blocks without compression, of deflate and of zstd, and two frames for one cluster.
+    let stored =
+        [&[0, 0, 1, 0xff, 0xfe][..], &[7; 256], &[1, 0, 1, 0xff, 0xfe], &[8; 256]].concat();
+    write("decompression", "stored", &[&[0, 0], &stored]);
+    let frame = |byte| zstd::bulk::compress(&[byte; 256], 1).expect("a frame");
+    write("decompression", "two-frames", &[&[0x80, 3], &frame(1), &frame(2)]);
+    let streamed = zstd::stream::encode_all(&[9; 512][..], 1).expect("a frame");
+    write("decompression", "streamed", &[&[0x80, 200], &streamed]);
+
+    write("image", "subclusters", &[&[0x22], &subclusters()]);
 
     let blocks: [(&str, &[u16]); 5] = [
         ("two-pieces", &[1, 2, 3, 1]),
@@ -117,6 +157,29 @@ fn main() {
     let notes = [note(b"/vms/0/primary.qcow2"), note(b"/vms/1/primary.qcow2")].concat();
     assert!(!disk_engine::fuzzing::uses(&notes).1, "the seed is a record of overlays");
     write("manifest", "uses", &[&[6], &notes]);
+}
+
+/// An image with subclusters in every state. To be small, its refcount block is its L2 table, and
+/// its guest reads the image's own header.
+fn subclusters() -> Vec<u8> {
+    let storage = Memory::default();
+    let options = CreateOptions::new(1 << 20).cluster_bits(ClusterBits::EXTENDED_L2_MIN);
+    let plan = options.extended_l2(true).plan().expect("an image");
+    plan.write_to(&storage).expect("an image in memory");
+    let l1 = Header::read(&storage).expect("its header").l1_table_offset().to_u64();
+    let l2 = 2 << 14;
+    let put_entry = |at: u64, entry: u64| {
+        storage.write_all_at(&entry.to_be_bytes(), at).expect("memory");
+    };
+    put_entry(l1, 1 << 63 | l2);
+    let (all, half) = (u64::from(u32::MAX), 0xffff_0000);
+    let entries = [(0, 0), (0, all << 32), (1 << 63, half), (1 << 63 | 1 << 14, all)];
+    let mixed = [(1 << 63 | 1 << 14, 0x5555_5555_2222_2222), (0, half << 32), (1 << 14, 0)];
+    for (index, (entry, bitmap)) in entries.into_iter().chain(mixed).enumerate() {
+        put_entry(l2 + index as u64 * 16, entry);
+        put_entry(l2 + index as u64 * 16 + 8, bitmap);
+    }
+    storage.into_bytes()
 }
 
 /// A note about an overlay, as it stands in a record of overlays.

@@ -1,5 +1,8 @@
-//! What the targets share: tar archives byte by byte, right checksums, and readers that stop anywhere.
+//! What the targets share: images and tar archives byte by byte, right checksums, and readers that
+//! stop anywhere.
 
+pub mod image;
+pub mod model;
 pub mod sparse;
 
 use std::io::Read;

@@ -14,7 +14,7 @@ use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::BackingPolicy;
-use crate::disk::{Disk, DiskOptions};
+use crate::disk::{Disk, DiskOptions, Locking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::{PackOptions, PackReport, pack, pack_into};
 use crate::sys::open::is_same_file;
@@ -40,6 +40,9 @@ pub(crate) struct Arguments {
     /// Follow backing files below this folder too
     #[arg(long, value_name = "DIR", conflicts_with = "backing_chain")]
     allow: Vec<PathBuf>,
+    /// Pack even while a VM writes to the disk; if it does meanwhile, no archive is made
+    #[arg(long, short = 'U')]
+    force_share: bool,
     /// What the archive calls the disk
     #[arg(long, value_name = "NAME", default_value = "disk.img")]
     member: String,
@@ -103,7 +106,9 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     } else {
         BackingPolicy::Beneath(arguments.allow)
     };
-    let disk = DiskOptions { policy, snapshot: arguments.snapshot, ..DiskOptions::default() };
+    let locking = if arguments.force_share { Locking::Shared } else { Locking::Auto };
+    let disk =
+        DiskOptions { policy, snapshot: arguments.snapshot, locking, ..DiskOptions::default() };
     let (control, drawing) = progress::draw(output);
     let options = PackOptions {
         format,

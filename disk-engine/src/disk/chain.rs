@@ -6,7 +6,13 @@
 //!
 //! Formats are explicit: the caller states the top's, each header states the next one's. A header
 //! that names a backing file without its format is refused, because guessing would believe what
-//! a guest wrote. This walk is the only one. Callers: `disk`, `ops::info`, `attachment`.
+//! a guest wrote. This walk is the only one.
+//!
+//! Who reads or writes a disk locks each image before its header is read, as QEMU does: the top for
+//! what is done with it, those below against being written to. Who only looks at headers takes no
+//! locks, so that a running VM's images can be looked at.
+//!
+//! Callers: `disk`, `ops::info`, `attachment`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,6 +26,8 @@ use qcow2_format::{Header, ReadAt};
 use crate::base::BaseFormat;
 use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::image_file::ImageFile;
+use crate::sys::image_lock::{Access, ImageLock, LockError, Locking};
 use crate::sys::space;
 
 /// Chains longer than this are refused.
@@ -38,8 +46,8 @@ pub struct ChainImage {
     pub virtual_size: u64,
     /// Bytes it takes on its file system.
     pub actual_size: u64,
-    /// The file itself, open for reading.
-    pub(crate) file: File,
+    /// The file itself, open and locked for what is done with it.
+    pub(crate) file: ImageFile,
 }
 
 /// An image and what it stands on, as far as the policy followed.
@@ -53,20 +61,40 @@ pub struct Chain {
 
 impl Chain {
     /// Opens the image at `path` for reading and follows its backing files as `policy` allows. A
-    /// backing file that is refused or gone ends the chain and is told in `not_followed`.
+    /// backing file that is refused or gone ends the chain and is told in `not_followed`. No image
+    /// is locked: this is for who looks at headers, also those of a running VM's images.
     ///
     /// # Errors
     ///
     /// The top image cannot be opened; an image of the chain contradicts its format; the chain
     /// loops or is deeper than [`DEPTH_MAX`].
     pub fn open(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<Self> {
+        Self::open_for(Access::Read, path, format, policy, Locking::Off)
+    }
+
+    /// As [`Chain::open`], with the top open for `access` and each image locked.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] if another process has an image in a way that forbids this; otherwise as
+    /// [`Chain::open`].
+    pub(super) fn open_for(
+        access: Access,
+        path: &Path,
+        format: BaseFormat,
+        policy: &BackingPolicy,
+        locking: Locking,
+    ) -> Result<Self> {
+        let writing = access == Access::Write;
+        let top = open_image(path, File::options().read(true).write(writing))?;
         let mut seen = Seen::default();
         let mut images = Vec::new();
-        let mut next = Some((open_top(path)?, path.to_path_buf(), format));
+        let mut next = Some((top, path.to_path_buf(), format));
         let mut not_followed = None;
         while let Some((file, path, format)) = next.take() {
             seen.admit(&file, &path)?;
-            let image = ChainImage::read(file, path, format)?;
+            let access = if images.is_empty() { access } else { Access::Read };
+            let image = ChainImage::read(locked(file, &path, access, locking)?, path, format)?;
             match image.backing(policy) {
                 None => {}
                 Some(Ok(backing)) => next = Some(backing),
@@ -83,9 +111,11 @@ impl Chain {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] if an image has a backing file and is the last, or has none and
-    /// is not; otherwise as [`Chain::open`].
-    pub(crate) fn of_files(
+    /// is not; otherwise as [`Chain::open_for`].
+    pub(super) fn of_files(
+        access: Access,
         files: impl IntoIterator<Item = (File, PathBuf, BaseFormat)>,
+        locking: Locking,
     ) -> Result<Self> {
         let mut seen = Seen::default();
         let mut images: Vec<ChainImage> = Vec::new();
@@ -98,7 +128,8 @@ impl Chain {
                     .with_path(&above.path)
                     .with_hint("leave out the files after it"));
             }
-            images.push(ChainImage::read(file, path, format)?);
+            let access = if images.is_empty() { access } else { Access::Read };
+            images.push(ChainImage::read(locked(file, &path, access, locking)?, path, format)?);
         }
         if let Some(last) = images.last()
             && last.has_backing()
@@ -108,6 +139,36 @@ impl Chain {
         }
         Ok(Self { images, not_followed: None })
     }
+}
+
+/// Locks an image or data file that was just opened.
+///
+/// # Errors
+///
+/// [`ErrorKind::Busy`] if another process has it in a way that forbids this, with the
+/// [`Conflict`](crate::sys::image_lock::Conflict) as its source.
+pub(super) fn locked(
+    file: File,
+    path: &Path,
+    access: Access,
+    locking: Locking,
+) -> Result<ImageFile> {
+    ImageLock::acquire(file, access, locking).map(ImageFile::new).map_err(|error| match error {
+        LockError::InUse(conflict) => {
+            let hint = match access {
+                Access::Write => "stop that process, as a VM, first",
+                Access::Read | Access::ReadShared => {
+                    "stop that process, as a VM, first, or share the image with it: what is read \
+                     may then be of no single moment"
+                }
+            };
+            Error::new(ErrorKind::Busy, "the image is in use")
+                .with_path(path)
+                .with_source(conflict)
+                .with_hint(hint)
+        }
+        LockError::Io(error) => Error::io("lock the image", path, error),
+    })
 }
 
 /// The files of a chain so far.
@@ -138,8 +199,9 @@ pub(crate) fn identity(file: &File, path: &Path) -> Result<(u64, u64)> {
 }
 
 impl ChainImage {
-    fn read(file: File, path: PathBuf, format: BaseFormat) -> Result<Self> {
-        let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
+    fn read(file: ImageFile, path: PathBuf, format: BaseFormat) -> Result<Self> {
+        let metadata =
+            file.file().metadata().map_err(|error| Error::io("look at", &path, error))?;
         let header = match format {
             BaseFormat::Raw => None,
             BaseFormat::Qcow2 => Some(read_header(&file, &path)?),
@@ -223,6 +285,7 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         Format::Request(what) => {
             let kind = match what {
                 RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
+                RequestError::ReadOnly { .. } => ErrorKind::Unsupported,
                 _ => ErrorKind::InvalidInput,
             };
             Error::new(kind, "the qcow2 image does not have what was asked for")
@@ -234,8 +297,8 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
 }
 
 /// Length in bytes of a regular file or a block device.
-pub(crate) fn length(file: &File, path: &Path) -> Result<u64> {
-    ReadAt::length(file).map_err(|error| Error::io("find the length of", path, error))
+pub(crate) fn length(file: &impl ReadAt, path: &Path) -> Result<u64> {
+    file.length().map_err(|error| Error::io("find the length of", path, error))
 }
 
 /// Opens a file the caller names, for reading: a regular file or a block device.

@@ -1,23 +1,26 @@
-//! One image of an opened chain: what it says of a range, and its bytes.
+//! One image of an opened chain: what it says of a range, its bytes, and for the top of a writable disk
+//! what becomes of them.
 //!
 //! ```text
 //! raw      data and holes of the file
 //! qcow2    runs of its tables; what is unallocated is the next layer's
 //! ```
 //!
-//! Callers: `opened`, `map`.
+//! Callers: `opening`, `layers`.
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use qcow2_format::image::{Run, RunKind};
+use qcow2_format::image::{Run, RunKind, WritableImage, ZeroMode};
 use qcow2_format::{GuestOffset, Header, HostOffset, Image};
 
 use crate::base::BaseFormat;
 use crate::disk::chain::from_format;
 use crate::disk::content::DiskContent;
 use crate::disk::raw::RawDisk;
-use crate::error::{Error, Result};
+use crate::disk::raw_write::WritableRaw;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::image_file::ImageFile;
 
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -28,10 +31,18 @@ pub(super) struct Layer {
 #[derive(Debug)]
 enum Content {
     Raw(RawDisk),
-    Qcow2(Box<Image<File>>),
+    Qcow2(Box<Image<ImageFile>>),
+    WritableRaw(WritableRaw),
+    WritableQcow2(Box<WritableImage<ImageFile>>),
 }
 
-/// What stopped a read: this layer, or one below, whose error is complete.
+/// A layer that is written to.
+enum Writable<'a> {
+    Raw(&'a WritableRaw),
+    Qcow2(&'a WritableImage<ImageFile>),
+}
+
+/// What stopped a read or write: this layer, or one below, whose error is complete.
 enum Failure {
     Here(qcow2_format::Error),
     Below(Error),
@@ -48,8 +59,16 @@ impl Layer {
         Self { path, content: Content::Raw(disk) }
     }
 
-    pub(super) fn qcow2(image: Image<File>, path: PathBuf) -> Self {
+    pub(super) fn qcow2(image: Image<ImageFile>, path: PathBuf) -> Self {
         Self { path, content: Content::Qcow2(Box::new(image)) }
+    }
+
+    pub(super) fn writable_raw(disk: WritableRaw, path: PathBuf) -> Self {
+        Self { path, content: Content::WritableRaw(disk) }
+    }
+
+    pub(super) fn writable_qcow2(image: WritableImage<ImageFile>, path: PathBuf) -> Self {
+        Self { path, content: Content::WritableQcow2(Box::new(image)) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -58,20 +77,17 @@ impl Layer {
 
     pub(super) fn format(&self) -> BaseFormat {
         match self.content {
-            Content::Raw(_) => BaseFormat::Raw,
-            Content::Qcow2(_) => BaseFormat::Qcow2,
+            Content::Raw(_) | Content::WritableRaw(_) => BaseFormat::Raw,
+            Content::Qcow2(_) | Content::WritableQcow2(_) => BaseFormat::Qcow2,
         }
     }
 
-    pub(super) fn image(&self) -> Option<&Image<File>> {
+    pub(super) fn header(&self) -> Option<Cow<'_, Header>> {
         match &self.content {
-            Content::Raw(_) => None,
-            Content::Qcow2(image) => Some(image),
+            Content::Raw(_) | Content::WritableRaw(_) => None,
+            Content::Qcow2(image) => Some(Cow::Borrowed(image.header())),
+            Content::WritableQcow2(image) => Some(Cow::Owned(image.header())),
         }
-    }
-
-    pub(super) fn header(&self) -> Option<&Header> {
-        self.image().map(Image::header)
     }
 
     /// Size of its disk in bytes.
@@ -79,25 +95,22 @@ impl Layer {
         match &self.content {
             Content::Raw(disk) => disk.size(),
             Content::Qcow2(image) => image.virtual_size(),
+            Content::WritableRaw(raw) => raw.disk().size(),
+            Content::WritableQcow2(image) => image.virtual_size(),
         }
     }
 
     /// What starts at `offset`, at most `limit` bytes long.
     pub(super) fn run_at(&self, offset: u64, limit: u64) -> Result<Run> {
         match &self.content {
-            Content::Qcow2(image) => image
-                .run_at(GuestOffset(offset), limit)
-                .map_err(|error| from_format(error, &self.path)),
-            Content::Raw(disk) => {
-                let run = disk.run_at(offset)?;
-                let host = HostOffset(offset);
-                let kind = match run.zero {
-                    true => RunKind::Zero { host: Some(host) },
-                    false => RunKind::Data { host },
-                };
-                let length = run.length.min(limit);
-                Ok(Run { start: GuestOffset(offset), length, kind })
+            Content::Qcow2(image) => {
+                image.run_at(GuestOffset(offset), limit).map_err(|error| self.failed(error))
             }
+            Content::WritableQcow2(image) => {
+                image.run_at(GuestOffset(offset), limit).map_err(|error| self.failed(error))
+            }
+            Content::Raw(disk) => raw_run(disk, offset, limit),
+            Content::WritableRaw(raw) => raw_run(raw.disk(), offset, limit),
         }
     }
 
@@ -108,16 +121,125 @@ impl Layer {
         offset: u64,
         below: impl Fn(&mut [u8], u64) -> Result<()>,
     ) -> Result<()> {
+        let below = from_below(below);
         match &self.content {
             Content::Raw(disk) => disk.read_at(bytes, offset),
+            Content::WritableRaw(raw) => raw.disk().read_at(bytes, offset),
             Content::Qcow2(image) => image
-                .read_over(bytes, GuestOffset(offset), |part, at| {
-                    below(part, at.to_u64()).map_err(Failure::Below)
-                })
-                .map_err(|failure| match failure {
-                    Failure::Here(error) => from_format(error, &self.path),
-                    Failure::Below(error) => error,
-                }),
+                .read_over(bytes, GuestOffset(offset), below)
+                .map_err(|failure| self.stopped(failure)),
+            Content::WritableQcow2(image) => image
+                .read_over(bytes, GuestOffset(offset), below)
+                .map_err(|failure| self.stopped(failure)),
         }
     }
+
+    /// Writes `bytes` at `offset`; what has to be copied for that is asked of `below`.
+    pub(super) fn write_over(
+        &self,
+        bytes: &[u8],
+        offset: u64,
+        below: impl Fn(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        match self.writable()? {
+            Writable::Raw(raw) => raw.write_at(bytes, offset),
+            Writable::Qcow2(image) => image
+                .write_over(bytes, GuestOffset(offset), from_below(below))
+                .map_err(|failure| self.stopped(failure)),
+        }
+    }
+
+    /// As [`Layer::write_over`], stored compressed: whole clusters, so that nothing is copied.
+    pub(super) fn write_compressed(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        match self.writable()? {
+            Writable::Raw(_) => {
+                let message = "a raw image stores nothing compressed";
+                Err(Error::new(ErrorKind::Unsupported, message).with_path(&self.path))
+            }
+            Writable::Qcow2(image) => image
+                .write_compressed(bytes, GuestOffset(offset))
+                .map_err(|error| self.failed(error)),
+        }
+    }
+
+    /// Has `length` bytes from `offset` on read as zeros, whatever lies below.
+    pub(super) fn write_zeroes_over(
+        &self,
+        offset: u64,
+        length: u64,
+        mode: ZeroMode,
+        below: impl Fn(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        match self.writable()? {
+            Writable::Raw(raw) => raw.write_zeroes(offset, length, mode),
+            Writable::Qcow2(image) => image
+                .write_zeroes_over(GuestOffset(offset), length, mode, from_below(below))
+                .map_err(|failure| self.stopped(failure)),
+        }
+    }
+
+    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        match self.writable()? {
+            Writable::Raw(raw) => raw.discard(offset, length),
+            Writable::Qcow2(image) => {
+                image.discard(GuestOffset(offset), length).map_err(|error| self.failed(error))
+            }
+        }
+    }
+
+    pub(super) fn flush(&self) -> Result<()> {
+        match self.writable()? {
+            Writable::Raw(raw) => raw.flush(),
+            Writable::Qcow2(image) => image.flush().map_err(|error| self.failed(error)),
+        }
+    }
+
+    /// Flushes, and leaves nothing to do.
+    pub(super) fn close(self) -> Result<()> {
+        match self.content {
+            Content::Raw(_) | Content::Qcow2(_) => Ok(()),
+            Content::WritableRaw(raw) => raw.flush(),
+            Content::WritableQcow2(image) => {
+                image.close().map_err(|error| from_format(error, &self.path))
+            }
+        }
+    }
+
+    fn writable(&self) -> Result<Writable<'_>> {
+        match &self.content {
+            Content::WritableRaw(raw) => Ok(Writable::Raw(raw)),
+            Content::WritableQcow2(image) => Ok(Writable::Qcow2(image)),
+            Content::Raw(_) | Content::Qcow2(_) => {
+                let message = "the image is open for reading only";
+                Err(Error::new(ErrorKind::InvalidInput, message).with_path(&self.path))
+            }
+        }
+    }
+
+    fn stopped(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Here(error) => self.failed(error),
+            Failure::Below(error) => error,
+        }
+    }
+
+    fn failed(&self, error: qcow2_format::Error) -> Error {
+        from_format(error, &self.path)
+    }
+}
+
+fn from_below(
+    below: impl Fn(&mut [u8], u64) -> Result<()>,
+) -> impl FnMut(&mut [u8], GuestOffset) -> Result<(), Failure> {
+    move |part, at| below(part, at.to_u64()).map_err(Failure::Below)
+}
+
+fn raw_run(disk: &RawDisk, offset: u64, limit: u64) -> Result<Run> {
+    let run = disk.run_at(offset)?;
+    let host = HostOffset(offset);
+    let kind = match run.zero {
+        true => RunKind::Zero { host: Some(host) },
+        false => RunKind::Data { host },
+    };
+    Ok(Run { start: GuestOffset(offset), length: run.length.min(limit), kind })
 }

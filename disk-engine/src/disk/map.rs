@@ -7,14 +7,14 @@
 //! ```
 //!
 //! `depth` counts from the top image. Nothing allocated anywhere is said of the last image that could
-//! have had it. Callers: `opened`.
+//! have had it. Callers: `layers`.
 
 use std::iter::FusedIterator;
 use std::ops::Range;
 
 use qcow2_format::image::RunKind;
 
-use crate::disk::opened::Disk;
+use crate::disk::layers::Layers;
 use crate::error::Result;
 
 /// A part of a disk that comes from one place.
@@ -86,7 +86,7 @@ impl Cleared {
 /// The runs of a range of a disk, in order, each as long as it is. Ends after an error.
 #[derive(Debug)]
 pub struct DiskRuns<'a> {
-    disk: &'a Disk,
+    layers: &'a Layers,
     range: Range<u64>,
     cleared: Cleared,
     /// Looked at, and not part of the run before.
@@ -94,8 +94,8 @@ pub struct DiskRuns<'a> {
 }
 
 impl<'a> DiskRuns<'a> {
-    pub(super) fn new(disk: &'a Disk, range: Range<u64>) -> Self {
-        Self { disk, range, cleared: Cleared::default(), ahead: None }
+    pub(super) fn new(layers: &'a Layers, range: Range<u64>) -> Self {
+        Self { layers, range, cleared: Cleared::default(), ahead: None }
     }
 
     /// The next piece of a run: what one look at the tables gives.
@@ -107,7 +107,7 @@ impl<'a> DiskRuns<'a> {
             return None;
         }
         let limit = self.range.end - self.range.start;
-        let piece = self.disk.piece_at(self.range.start, limit, &mut self.cleared);
+        let piece = self.layers.piece_at(self.range.start, limit, &mut self.cleared);
         match &piece {
             Ok(run) => self.range.start = self.range.start.saturating_add(run.length),
             Err(_) => self.range.start = self.range.end,

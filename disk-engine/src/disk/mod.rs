@@ -6,22 +6,34 @@
 //! content   what a disk holds, read anywhere
 //! pad       raw disks made even for direct I/O
 //! raw       a raw image as such
+//! raw_write and as one that is written to
 //! layer     an image of an opened chain, whatever its format
-//! opened    an opened chain: a disk that is read
+//! layers    the images of an opened chain as one disk
+//! opening   from a chain to its layers
+//! opened    a disk that is read
+//! writable  a disk that is read and written
 //! map       which part of a disk comes from where
 //! ```
 
 pub mod chain;
 pub mod content;
 mod layer;
+mod layers;
 pub mod map;
 pub mod opened;
+mod opening;
 pub mod pad;
 pub mod policy;
 pub mod raw;
+mod raw_write;
+pub mod writable;
 
 pub use content::{ContentRun, DiskContent};
+pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
-pub use opened::{Disk, DiskFile, DiskImage, DiskOptions};
+pub use opened::{Disk, DiskFile, DiskOptions};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;
+pub use writable::{WritableDisk, WritableDiskOptions};
+
+pub use crate::sys::image_lock::Locking;

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! This is the one gate: nobody else in the crate opens a name that an image contains, be it a
-//! backing file's or an external data file's. Callers: `chain`, `opened`.
+//! backing file's or an external data file's. Callers: `chain`, `opening`.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -51,7 +51,7 @@ impl BackingPolicy {
     /// [`ErrorKind::Refused`] with the rule that forbids it; [`ErrorKind::NotFound`] if the file
     /// is gone.
     pub fn open(&self, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
-        self.open_named(Named::BackingFile, image, name)
+        self.open_named(Named::BackingFile, image, name, false)
     }
 
     /// As [`BackingPolicy::open`], for the image's external data file.
@@ -60,15 +60,30 @@ impl BackingPolicy {
     ///
     /// As [`BackingPolicy::open`].
     pub fn open_data_file(&self, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
-        self.open_named(Named::DataFile, image, name)
+        self.open_named(Named::DataFile, image, name, false)
     }
 
-    fn open_named(&self, named: Named, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
+    /// As [`BackingPolicy::open_data_file`], for writing, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`BackingPolicy::open`].
+    pub fn open_data_file_for_writing(&self, image: &Path, name: &[u8]) -> Result<(File, PathBuf)> {
+        self.open_named(Named::DataFile, image, name, true)
+    }
+
+    fn open_named(
+        &self,
+        named: Named,
+        image: &Path,
+        name: &[u8],
+        write: bool,
+    ) -> Result<(File, PathBuf)> {
         let path = named.plain_path(image, name)?;
         let opened = match self {
             Self::Deny => Err(refused("the policy follows no names found in images", &path)),
-            Self::Any => named.open_plain(&path),
-            Self::Beneath(roots) => named.open_beneath(image, roots, &path),
+            Self::Any => named.open_plain(&path, write),
+            Self::Beneath(roots) => named.open_beneath(image, roots, &path, write),
         };
         let file = opened?;
         let metadata =
@@ -131,16 +146,23 @@ impl Named {
         Ok(folder(image).join(OsStr::from_bytes(name)))
     }
 
-    fn open_plain(self, path: &Path) -> Result<File> {
+    fn open_plain(self, path: &Path, write: bool) -> Result<File> {
         // O_NONBLOCK: a FIFO's other end may never come.
         File::options()
             .read(true)
+            .write(write)
             .custom_flags(OFlag::O_NONBLOCK.bits())
             .open(path)
             .map_err(|error| self.not_opened(path, error))
     }
 
-    fn open_beneath(self, image: &Path, roots: &[PathBuf], path: &Path) -> Result<File> {
+    fn open_beneath(
+        self,
+        image: &Path,
+        roots: &[PathBuf],
+        path: &Path,
+        write: bool,
+    ) -> Result<File> {
         let roots = std::iter::once(folder(image)).chain(roots.iter().map(PathBuf::as_path));
         for root in roots {
             // A relative name below a relative folder has that folder as its prefix, an absolute
@@ -150,7 +172,7 @@ impl Named {
                 absolute.as_deref().and_then(|absolute| path.strip_prefix(absolute).ok())
             });
             let Some(below) = below else { continue };
-            match beneath(root, below) {
+            match beneath(root, below, write) {
                 Ok(file) => return Ok(file),
                 Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EXDEV as i32) => {}
                 Err(error) => return Err(self.not_opened(path, error)),
@@ -178,10 +200,11 @@ impl Named {
     }
 }
 
-fn beneath(root: &Path, below: &Path) -> io::Result<File> {
+fn beneath(root: &Path, below: &Path, write: bool) -> io::Result<File> {
     let root = File::options().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(root)?;
+    let access = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .flags(access | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let descriptor: OwnedFd = openat2(&root, below, how).map_err(io::Error::from)?;
     Ok(File::from(descriptor))

@@ -1,5 +1,10 @@
 //! A raw image: guest offset is file offset.
 //!
+//! ```text
+//! disk   █ data █ zeros █ data █      the same bytes at the same places of the file;
+//! file   █ data ░ hole  █ data █      a hole is known to be zeros without reading
+//! ```
+//!
 //! Callers: `ops::pack`, opened chains.
 
 use std::fs::File;
@@ -9,12 +14,14 @@ use std::path::{Path, PathBuf};
 use crate::disk::chain;
 use crate::disk::content::{ContentRun, DiskContent};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::image_file::ImageFile;
+use crate::sys::image_lock::ImageLock;
 use crate::sys::sparse;
 
 /// A raw disk in a regular file or a block device, open for reading.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: File,
+    file: ImageFile,
     path: PathBuf,
     size: u64,
 }
@@ -37,11 +44,26 @@ impl RawDisk {
     ///
     /// The file's length cannot be told.
     pub fn of(file: File, path: &Path) -> Result<Self> {
+        Self::over(ImageFile::new(ImageLock::none(file)), path)
+    }
+
+    /// As [`RawDisk::of`], of a file that is locked.
+    pub(super) fn over(file: ImageFile, path: &Path) -> Result<Self> {
         let size = chain::length(&file, path)?;
         Ok(Self { file, path: path.to_path_buf(), size })
     }
 
-    fn check(&self, offset: u64, length: u64) -> Result<()> {
+    /// The file it lies in.
+    pub(super) fn storage(&self) -> &ImageFile {
+        &self.file
+    }
+
+    /// What messages call it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn check(&self, offset: u64, length: u64) -> Result<()> {
         if offset.checked_add(length).is_some_and(|end| end <= self.size) {
             return Ok(());
         }
@@ -57,7 +79,7 @@ impl DiskContent for RawDisk {
 
     fn run_at(&self, offset: u64) -> Result<ContentRun> {
         self.check(offset, 1)?;
-        let data = sparse::next_data(&self.file, offset)
+        let data = sparse::next_data(self.file.file(), offset)
             .map_err(|error| Error::io("look for data in the disk", &self.path, error))?;
         let (end, zero) = match data {
             Some(data) if data.start <= offset => (data.end, false),
@@ -70,6 +92,7 @@ impl DiskContent for RawDisk {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, bytes.len() as u64)?;
         self.file
+            .file()
             .read_exact_at(bytes, offset)
             .map_err(|error| Error::io("read the disk", &self.path, error).with_offset(offset))
     }

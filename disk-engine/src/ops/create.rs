@@ -7,7 +7,9 @@ use qcow2_format::{CreateOptions, Header};
 use crate::base::BaseImage;
 use crate::disk::chain::from_format;
 use crate::disk::policy::plain_path;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::sys::image_file::ImageFile;
+use crate::sys::image_lock::ImageLock;
 use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 
 /// How the new file is put in place.
@@ -43,7 +45,11 @@ pub fn create(path: &Path, image: &CreateOptions, options: &CreateFileOptions) -
         BaseImage::refuse_as_overlay(&base, path)?;
     }
     let pending = PendingFile::create(path, options.existing, options.mode)?;
-    image.write_to(pending.file()).map_err(|error| from_format(error, path))?;
+    // Nobody else can have a file open that has no name yet.
+    let file = pending.file().try_clone();
+    let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;
+    let storage = ImageFile::new(ImageLock::none(file));
+    image.write_to(&storage).map_err(|error| from_format(error, path))?;
     pending.publish(options.durability)?;
     Ok(image.header().clone())
 }

@@ -129,7 +129,7 @@ struct Layer {
 impl Layer {
     fn of(image: &DiskImage<'_>, top: &Path) -> Self {
         let folder = image.path.parent().unwrap_or(Path::new(""));
-        let data = image.header.and_then(Header::external_data_file);
+        let data = image.header.as_deref().and_then(Header::external_data_file);
         let file = match data {
             Some(name) => folder.join(OsStr::from_bytes(name)),
             None => image.path.to_path_buf(),

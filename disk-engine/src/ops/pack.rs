@@ -7,7 +7,9 @@
 //! ```
 //!
 //! The same content and options give the same bytes, with any number of threads and on any file
-//! system. The disk is read twice; if it changes meanwhile, the archive is not made.
+//! system. The disk is read twice; if it changes meanwhile, the archive is not made. A disk that a VM
+//! writes to is refused, and no VM can start on it meanwhile: its images are locked as QEMU locks what
+//! it reads, unless [`DiskOptions::locking`] says otherwise.
 //!
 //! Memory: 64 MiB per TiB of data for the map. In one frame libzstd's window (128 MiB unless told
 //! otherwise) and some 10 MiB per thread at the default level; in many frames, for each thread, a
@@ -35,7 +37,6 @@ use crate::sink::archive::seekable::{FRAME_SIZE_MAX, FRAME_SIZE_MIN};
 use crate::sink::archive::stream::{ArchiveStream, changed};
 use crate::sink::archive::zstd::{Parameters, THREADS_MAX};
 use crate::sink::archive::{frames, header, whole};
-use crate::sys::image_lock;
 use crate::sys::open::is_same_file;
 use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 
@@ -44,7 +45,8 @@ use crate::sys::pending::{Durability, Existing, FileMode, PendingFile};
 pub struct PackOptions {
     /// The disk's format; never guessed.
     pub format: BaseFormat,
-    /// How a chain is opened: which files it may name, which snapshot is read.
+    /// How a chain is opened: which files it may name, which snapshot is read, whether a running
+    /// VM is in the way.
     pub disk: DiskOptions,
     /// What the archive calls the disk.
     pub member: String,
@@ -231,13 +233,7 @@ impl Opened {
                     .with_path(image.path)
                     .with_hint("repair it with qemu-img check -r all"));
             }
-            let file = open_top(image.path)?;
-            if is_written(&file) {
-                return Err(Error::new(ErrorKind::Busy, "another program writes to the disk")
-                    .with_path(image.path)
-                    .with_hint("stop its VM first"));
-            }
-            files.push(Seen::of(&file, image.path)?);
+            files.push(Seen::of(&open_top(image.path)?, image.path)?);
         }
         Ok(Self { disk: images, files, source: source.to_path_buf() })
     }
@@ -274,11 +270,6 @@ fn reading(options: &PackOptions) -> DiskOptions {
 fn threads_of(options: &PackOptions) -> usize {
     let threads = options.threads.or_else(|| thread::available_parallelism().ok());
     threads.map_or(1, NonZeroUsize::get).min(THREADS_MAX)
-}
-
-/// Where the file system cannot lock ranges, nobody can say.
-fn is_written(file: &File) -> bool {
-    image_lock::is_written(file).unwrap_or(false)
 }
 
 impl Seen {

@@ -39,7 +39,7 @@ pub struct FileLock {
 }
 
 /// How long a try-lock bears with a descriptor on its way from `fork` to `exec`.
-const FORK_GRACE: [Duration; 3] =
+pub(super) const FORK_GRACE: [Duration; 3] =
     [Duration::from_micros(200), Duration::from_millis(1), Duration::from_millis(3)];
 
 impl FileLock {

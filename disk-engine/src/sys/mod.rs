@@ -6,6 +6,7 @@
 //! fiemap    whether a file shares its storage
 //! file_system  what a file lies on: its name, its mount, its size
 //! host      who and where we are: user, host, boot
+//! image_file  the file an image lies in: written, zeroed, punched, flushed
 //! image_lock  the byte ranges QEMU locks in an image it has open
 //! lock      advisory locks on open files, and who released what
 //! mount     what is mounted where, with which options
@@ -24,6 +25,7 @@ pub mod copy;
 pub mod fiemap;
 pub mod file_system;
 pub mod host;
+pub mod image_file;
 pub mod image_lock;
 pub mod lock;
 pub mod mount;

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 fn careful() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -42,6 +42,16 @@ pub fn lock_file(path: &Path) -> io::Result<File> {
         }
         outcome => outcome,
     }
+}
+
+/// Whether a file that is open already is open for reading and writing.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn is_writable(file: &File) -> io::Result<bool> {
+    let flags = fcntl(file, FcntlArg::F_GETFL)?;
+    Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR)
 }
 
 /// Opens an existing temporary of ours to lock it, however far its making got. Its owner may be

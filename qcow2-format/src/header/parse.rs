@@ -20,6 +20,7 @@ use crate::header::{BACKING_NAME_MAX, CompressionType, CryptMethod, Header, Vers
 use crate::io::ReadAt;
 use crate::raw::{MAGIC, RawHeaderV2, RawHeaderV3};
 
+const HEADER_LENGTH_OFFSET: usize = 100;
 const COMPRESSION_TYPE_OFFSET: u64 = 104;
 
 impl Header {
@@ -30,13 +31,14 @@ impl Header {
     /// [`Error::Io`] from the storage, else as [`Header::parse`].
     pub fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Self> {
         let file_length = storage.length().map_err(Error::io("read the image's length", 0))?;
-        // The smallest cluster tells how large the first one is.
-        let mut start = vec![0; 512];
+        // Hardly a header is longer, and most clusters are.
+        let mut start = vec![0; 4096];
         let count = storage.read_full_at(&mut start, 0).map_err(Error::io("read the header", 0))?;
         start.truncate(count);
-        let cluster_bits = Fixed::parse(&start)?.cluster_bits;
-        let cluster = usize::try_from(cluster_bits.bytes().min(file_length)).unwrap_or(usize::MAX);
-        if cluster > count {
+        let fixed = Fixed::parse(&start)?;
+        let cluster = fixed.cluster_bits.bytes().min(file_length);
+        let cluster = usize::try_from(cluster).unwrap_or(usize::MAX);
+        if cluster > count && !fixed.is_all_in(&start) {
             start.resize(cluster, 0);
             let behind = start.get_mut(count..).unwrap_or_default();
             let more = storage
@@ -143,6 +145,36 @@ impl Fixed {
         let cluster_bits = ClusterBits::new(bits)
             .ok_or_else(|| corrupt("cluster_bits", bits.into(), 20, Violation::ClusterBits))?;
         Ok(Self { raw, version, cluster_bits })
+    }
+
+    /// Whether everything that is looked at lies in `start`: the extensions to their end, and the
+    /// name of the backing file.
+    fn is_all_in(&self, start: &[u8]) -> bool {
+        let number = |at: usize| {
+            let bytes = start.get(at..)?.first_chunk()?;
+            usize::try_from(u32::from_be_bytes(*bytes)).ok()
+        };
+        let name = usize::try_from(self.raw.backing_file_offset.get()).unwrap_or(usize::MAX);
+        let name_length = usize::try_from(self.raw.backing_file_size.get()).unwrap_or(usize::MAX);
+        if name > 0 && name.saturating_add(name_length) > start.len() {
+            return false;
+        }
+        let mut at = match self.version {
+            Version::V2 => Some(size_of::<RawHeaderV2>()),
+            Version::V3 => number(HEADER_LENGTH_OFFSET),
+        };
+        loop {
+            let Some(here) = at.filter(|here| here.saturating_add(8) <= start.len()) else {
+                return false;
+            };
+            let ended = name > 0 && here.saturating_add(8) > name;
+            if ended || number(here) == Some(0) {
+                return true;
+            }
+            let length = number(here.saturating_add(4));
+            at = length
+                .map(|length| here.saturating_add(8).saturating_add(length.saturating_add(7) & !7));
+        }
     }
 
     fn parse_crypt_method(&self) -> Result<CryptMethod> {

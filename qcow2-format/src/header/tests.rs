@@ -7,10 +7,11 @@ use proptest::prelude::*;
 
 use super::extension::{Bitmaps, EncryptionHeader, FeatureNameTable};
 use super::*;
-use crate::create::{BackingFile, BackingFormat};
+use crate::create::{BackingFile, BackingFormat, CreateOptions};
 use crate::error::FieldError;
 use crate::error::{Error, OptionsError, Result, Unsupported, Violation};
 use crate::feature::FeatureType;
+use crate::io::Memory;
 
 /// An image of `testdata/images`.
 macro_rules! image {
@@ -318,6 +319,39 @@ fn reading_takes_the_whole_first_cluster() {
     }
     let error = Header::read(&V3[..71]).unwrap_err();
     assert!(matches!(error, Error::Corrupt(FieldError { field: "header", value: 71, .. })));
+}
+
+#[test]
+fn what_lies_far_behind_is_read_where_something_leads_there() {
+    let storage = Memory::default();
+    let options = CreateOptions::new(1 << 30);
+    options.plan().unwrap().write_to(&storage).unwrap();
+    let plain = storage.into_bytes();
+    let start = usize::try_from(u32::from_be_bytes(*plain[100..].first_chunk().unwrap())).unwrap();
+    // The second extension and the end come before, across and behind what is read at first.
+    for length in (3928..4000).chain([9000]) {
+        let next = start + 8 + usize::next_multiple_of(length, 8);
+        let extension =
+            |length: usize| [u32s(0x1234_5678), u32s(u32::try_from(length).unwrap())].concat();
+        let (first, second) = (extension(length), extension(4));
+        let name = next + 24;
+        for backing in [0, name] {
+            let image = edited(
+                &plain,
+                &[
+                    (8, &u64s(backing as u64)),
+                    (16, &u32s(if backing == 0 { 0 } else { 8 })),
+                    (start, &first),
+                    (next, &second),
+                    (next + 8, b"far\0\0\0\0\0\0\0\0\0\0\0\0\0base.img"),
+                ],
+            );
+            let header = Header::read(&image[..]).unwrap();
+            assert_eq!(header, parse(&image).unwrap());
+            assert_eq!(header.extensions().len(), 2);
+            assert_eq!(header.backing_file().is_some(), backing > 0);
+        }
+    }
 }
 
 #[test]

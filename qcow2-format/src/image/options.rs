@@ -2,6 +2,7 @@
 //!
 //! Callers: `image`, and whoever opens one.
 
+use std::sync::OnceLock;
 use std::thread;
 
 /// How an image is read.
@@ -23,7 +24,7 @@ impl Default for ReadOptions {
             l2_cache: 1 << 20,
             l2_slice: 4 << 10,
             cluster_cache: 4 << 20,
-            threads: thread::available_parallelism().map_or(1, usize::from).min(8),
+            threads: processors().min(8),
         }
     }
 }
@@ -70,4 +71,11 @@ impl ReadOptions {
         self.threads = threads;
         self
     }
+}
+
+/// How many processors there are for this process. The system is asked once: it looks into several
+/// files for it, which takes longer than all the rest of opening an image.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }

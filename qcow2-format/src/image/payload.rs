@@ -21,6 +21,8 @@ pub(super) struct Payloads {
     compression: CompressionType,
     cluster_bits: ClusterBits,
     clusters: Cache<CompressedDescriptor, Arc<[u8]>>,
+    /// The most clusters of a request that are kept though wanted whole.
+    kept_max: usize,
     idle: Mutex<Vec<Decoder>>,
 }
 
@@ -43,10 +45,12 @@ impl Payloads {
     ) -> Self {
         let cluster_bits = geometry.cluster_bits;
         let capacity = usize::try_from(options.cluster_cache / cluster_bits.bytes());
+        let capacity = capacity.unwrap_or(usize::MAX);
         Self {
             compression,
             cluster_bits,
-            clusters: Cache::new(capacity.unwrap_or(usize::MAX)),
+            clusters: Cache::new(capacity),
+            kept_max: capacity / 8,
             idle: Mutex::new(Vec::new()),
         }
     }
@@ -68,20 +72,30 @@ impl Payloads {
         }
     }
 
-    /// Fills what is wanted. Only clusters wanted in part are kept: whoever takes a whole one has
-    /// it already.
+    /// Whether what is decoded for a request of `clusters` is kept: not if it is so long that it
+    /// would drive out much of the rest, as when everything is read once.
+    pub(super) fn keeps(&self, clusters: usize) -> bool {
+        clusters <= self.kept_max
+    }
+
+    /// Fills what is wanted. A cluster wanted in part is kept, and a whole one if `keep` says so.
     pub(super) fn read(
         &self,
         storage: &impl ReadAt,
         decoder: &mut Decoder,
         wanted: Wanted<'_>,
+        keep: bool,
     ) -> Result<()> {
         let Wanted { descriptor, guest, skip, into } = wanted;
         let size = usize::try_from(self.cluster_bits.bytes()).unwrap_or(usize::MAX);
         let cluster = match self.clusters.get(descriptor) {
             Some(cluster) => cluster,
             None if into.len() == size => {
-                return decoder.read(storage, self.compression, descriptor, guest, into);
+                decoder.read(storage, self.compression, descriptor, guest, into)?;
+                if keep {
+                    self.clusters.put(descriptor, Arc::from(&*into));
+                }
+                return Ok(());
             }
             None => {
                 let failed = Error::io("decode a compressed cluster", descriptor.host().to_u64());

@@ -88,7 +88,9 @@ impl<S: ReadAt + Sync> Image<S> {
         let wanted = self.wanted(buffer, offset)?;
         let bytes: usize = wanted.iter().map(|wanted| wanted.into.len()).sum();
         let threads = self.threads.min(wanted.len()).min(bytes / BYTES_PER_THREAD);
-        let queue = Queue { wanted: Mutex::new(wanted.into_iter()), error: Mutex::new(None) };
+        let keep = self.payloads.keeps(wanted.len());
+        let wanted = Mutex::new(wanted.into_iter());
+        let queue = Queue { wanted, keep, error: Mutex::new(None) };
         if threads < 2 {
             self.work(&queue);
         } else {
@@ -136,7 +138,8 @@ impl<S: ReadAt + Sync> Image<S> {
         let mut decoder = self.payloads.decoder();
         while let Some(wanted) = queue.next() {
             let guest = wanted.guest;
-            if let Err(error) = self.payloads.read(&self.storage, &mut decoder, wanted) {
+            if let Err(error) = self.payloads.read(&self.storage, &mut decoder, wanted, queue.keep)
+            {
                 queue.fail(guest, error);
             }
         }
@@ -147,6 +150,8 @@ impl<S: ReadAt + Sync> Image<S> {
 /// What is still to be decoded.
 struct Queue<'a> {
     wanted: Mutex<vec::IntoIter<Wanted<'a>>>,
+    /// Whether whole clusters are kept as well.
+    keep: bool,
     /// The error of the lowest cluster, so that the same image gives the same error.
     error: Mutex<Option<(GuestOffset, Error)>>,
 }

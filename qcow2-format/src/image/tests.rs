@@ -195,3 +195,23 @@ fn compressed_clusters_are_decoded_or_named() {
         }
     }
 }
+
+#[cfg(feature = "deflate")]
+#[test]
+fn whole_clusters_are_kept_unless_a_request_would_drive_out_the_rest() {
+    let bytes = include_bytes!("../../../testdata/images/compressed.qcow2");
+    let cluster = Header::read(&bytes[..]).unwrap().geometry().cluster_bits.bytes();
+    for (room, kept) in [(8, true), (7, false)] {
+        let storage = Memory::new(bytes.to_vec());
+        let options = ReadOptions::new().cluster_cache(room * cluster);
+        let image = Image::open(&storage, &options).unwrap();
+        let mut first = vec![0; usize::try_from(cluster).unwrap()];
+        image.read_at(&mut first, GuestOffset(0)).unwrap();
+        // Only what is in memory can be read now.
+        storage.set_length(0).unwrap();
+        let mut again = vec![0; first.len()];
+        let read = image.read_at(&mut again, GuestOffset(0));
+        assert_eq!(read.is_ok(), kept, "{room}");
+        assert!(!kept || again == first);
+    }
+}

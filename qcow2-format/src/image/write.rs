@@ -45,6 +45,7 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::address::GuestOffset;
+use crate::compressed::Encoder;
 use crate::error::{Error, RequestError, Result};
 use crate::feature::IncompatibleFeatures;
 use crate::header::{Header, Version};
@@ -71,6 +72,7 @@ pub struct WritableImage<S: WriteAt + Sync> {
     state: Mutex<State>,
     /// Somebody has given clusters a new place, or has given up.
     settled: Condvar,
+    encoders: Mutex<Vec<Encoder>>,
 }
 
 impl<S: WriteAt + Sync> WritableImage<S> {
@@ -120,6 +122,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             flights: Flights::default(),
             state: Mutex::new(state),
             settled: Condvar::new(),
+            encoders: Mutex::default(),
         };
         if dirty {
             image.rebuild_refcounts()?;
@@ -341,10 +344,13 @@ fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts) -> Result<Guard> {
     }
     let l1 = active_l1(header);
     guard.add(Kind::L1Table, l1.at.0, u64::from(l1.entries) * 8)?;
+    let mut tables = Vec::new();
     for index in 0..image.tables.l1().len() {
-        if let Some(table) = image.tables.l1().entry(index)?.l2_table {
-            guard.add(Kind::L2Table, table.0, cluster_bytes)?;
-        }
+        tables.extend(image.tables.l1().entry(index)?.l2_table);
+    }
+    guard.reserve(tables.len())?;
+    for table in tables {
+        guard.add(Kind::L2Table, table.0, cluster_bytes)?;
     }
     let (snapshots, end) = Snapshot::read_table_to(&image.storage, header)?;
     let start = header.snapshots_offset().0;

@@ -42,8 +42,8 @@ pub fn gnu_tar() -> Tool {
     Tool { version: gnu.map(|(tar, zstd)| format!("{tar}, {zstd}")) }
 }
 
-/// The table of facts.
-pub fn facts(setting: &Setting, disk: &TransferReport, extents: Option<usize>) -> Table {
+/// The table of facts; of the disk in the archive and its extents, if there was one.
+pub fn facts(setting: &Setting, disk: Option<(&TransferReport, Option<usize>)>) -> Table {
     let mut table = Table::new("Measured on", &["", ""]);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     table.row(["processor".into(), format!("{}, {cores} cores", processor())]);
@@ -51,7 +51,9 @@ pub fn facts(setting: &Setting, disk: &TransferReport, extents: Option<usize>) -
     table.row(["load at the end, ours included".into(), load]);
     table.row(["kernel".into(), format!("Linux {}", first_line("/proc/sys/kernel/osrelease"))]);
     table.row(["file system".into(), file_system(setting)]);
-    table.row(["image".into(), image(disk, extents)]);
+    if let Some((disk, extents)) = disk {
+        table.row(["image".into(), image(disk, extents)]);
+    }
     table.row(["GNU tar and zstd".into(), setting.tar.told()]);
     table.row(["qemu-img".into(), setting.qemu_img.told()]);
     let crates = ["imago", "tar", "zstd"].map(|name| format!("{name} {}", locked(name)));

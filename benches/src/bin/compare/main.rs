@@ -1,8 +1,9 @@
 //! Measures this workspace beside other programs, in one run, and prints the table of the README.
 //!
 //! ```text
-//! image ─▶ overlays ─▶ extraction ─▶ preparation ─▶ strategies ─▶ packing ─▶ frames ─▶ verification
-//!            each part by itself if asked for             └─▶ a picture        └─▶ tables
+//! overlays ─▶ images
+//! archive ─▶ extraction ─▶ preparation ─▶ strategies ─▶ packing ─▶ frames ─▶ verification
+//!            each part by itself if asked for └─▶ a picture            └─▶ tables
 //!          rounds of A B C, A B C, …: medians, and their ratios
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 mod extraction;
 mod framed;
+mod images;
 mod machine;
 mod overlay;
 mod packing;
@@ -48,7 +50,7 @@ struct Options {
     /// Measure with this archive rather than a generated one.
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
-    /// Measure only these: overlays, extraction, preparation, strategies, packing, frames,
+    /// Measure only these: overlays, images, extraction, preparation, strategies, packing, frames,
     /// verification.
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
     only: Vec<Part>,
@@ -64,6 +66,7 @@ struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     Overlays,
+    Images,
     Extraction,
     Preparation,
     Strategies,
@@ -91,13 +94,6 @@ fn main() {
     let scratch = scratch::folder(options.dir.as_deref());
     let generated = scratch.path().join("image.tar.zst");
     let archive = options.archive.as_ref().unwrap_or(&generated);
-    let extents = if options.archive.is_none() {
-        eprintln!("packing an image");
-        Some(image::pack(&Shape::REAL, archive).expect("the archive can be written").len())
-    } else {
-        None
-    };
-    scratch::settle(scratch.path());
     let setting = Setting {
         scratch: scratch.path(),
         archive,
@@ -112,35 +108,58 @@ fn main() {
     if wants(Part::Overlays) {
         tables.push(overlay::measure(&setting, &setting.scratch.join("base.img")));
     }
-    let report = extraction::one(&setting);
+    if wants(Part::Images) {
+        tables.extend(images::measure(&setting));
+    }
+    let alone = [Part::Overlays, Part::Images];
+    let facts = if options.only.is_empty() || !options.only.iter().all(|it| alone.contains(it)) {
+        archived(&setting, &options, &mut tables)
+    } else {
+        machine::facts(&setting, None)
+    };
+    facts.print(options.markdown);
+    tables.iter().for_each(|table| table.print(options.markdown));
+}
+
+/// Measures what needs an archive; returns the table of facts.
+fn archived(setting: &Setting, options: &Options, tables: &mut Vec<Table>) -> Table {
+    let extents = if options.archive.is_none() {
+        eprintln!("packing an image");
+        let map = image::pack(&Shape::REAL, setting.archive);
+        Some(map.expect("the archive can be written").len())
+    } else {
+        None
+    };
+    scratch::settle(setting.scratch);
+    let wants = |part| options.only.is_empty() || options.only.contains(&part);
+    let report = extraction::one(setting);
     if wants(Part::Extraction) {
-        tables.push(extraction::measure(&setting, &report));
+        tables.push(extraction::measure(setting, &report));
     }
     if wants(Part::Preparation) {
-        tables.push(preparation::measure(&setting));
+        tables.push(preparation::measure(setting));
     }
     if wants(Part::Strategies) {
-        let (table, bars) = strategy::measure(&setting);
+        let (table, bars) = strategy::measure(setting);
         tables.push(table);
         if let Some(path) = &options.picture {
             let title =
-                format!("What disks for {} VMs cost, from a warm cache", strategy::vms(&setting));
+                format!("What disks for {} VMs cost, from a warm cache", strategy::vms(setting));
             std::fs::write(path, picture::draw(&title, &bars)).expect("the picture is written");
         }
     }
     if wants(Part::Packing) {
-        tables.push(packing::measure(&setting, &report.destination));
+        tables.push(packing::measure(setting, &report.destination));
     }
     if wants(Part::Frames) {
-        let archive = framed::archive(&setting, &report.destination);
-        tables.push(framed::measure(&setting, &archive));
+        let archive = framed::archive(setting, &report.destination);
+        tables.push(framed::measure(setting, &archive));
     }
     std::fs::remove_file(&report.destination).expect("a disk can be removed");
     if wants(Part::Verification) {
-        tables.push(verification::measure(&setting));
+        tables.push(verification::measure(setting));
     }
-    machine::facts(&setting, &report.transfer, extents).print(options.markdown);
-    tables.iter().for_each(|table| table.print(options.markdown));
+    machine::facts(setting, Some((&report.transfer, extents)))
 }
 
 /// Whether a program starts.

@@ -75,7 +75,7 @@ fn what_stands_in_place_of_the_record_keeps_the_base() {
     let uses = fixture.cache.path().join("v1/uses");
     let name = fixture.names("uses").remove(0);
     fs::remove_file(uses.join(&name)).unwrap();
-    std::os::unix::fs::symlink("/dev/null", uses.join(&name)).unwrap();
+    symlink("/dev/null", uses.join(&name)).unwrap();
     assert_eq!(fixture.because(&everything()), KeptBecause::RecordDamaged);
 }
 

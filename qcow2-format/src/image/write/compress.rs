@@ -9,6 +9,8 @@
 //! clusters only: nothing is read back to be compressed with what is written.
 //! Callers: disk-engine's `disk`.
 
+use std::sync::{MutexGuard, PoisonError};
+
 use crate::address::{GuestOffset, HostCluster, HostOffset};
 use crate::compressed::{CompressedDescriptor, Encoder};
 use crate::error::{Error, RequestError, Result};
@@ -42,7 +44,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         self.lock().check_writable()?;
         let size = usize::try_from(cluster_bits.bytes()).unwrap_or(usize::MAX);
-        let mut encoder = Encoder::default();
+        let mut encoder = self.encoders().pop().unwrap_or_default();
         let mut payload = Vec::new();
         let mut guest = offset.0;
         let mut written = Ok(());
@@ -53,10 +55,16 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             }
             guest = guest.saturating_add(cluster_bits.bytes());
         }
+        self.encoders().push(encoder);
         // What was written before a failure is followed up as well.
         let after = self.after_change();
         written?;
         after
+    }
+
+    /// Encoders that are not in use; at most as many as there were requests at once.
+    fn encoders(&self) -> MutexGuard<'_, Vec<Encoder>> {
+        self.encoders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_cluster(
@@ -80,7 +88,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         };
         if !smaller || !self.write_payload(payload, guest)? {
             let mut below = |part: &mut [u8], at| self.nothing_below(part, at);
-            return self.write_pieces(piece, guest, &mut below);
+            return self.write_pieces(piece, guest, &mut below).map(|_| ());
         }
         Ok(())
     }

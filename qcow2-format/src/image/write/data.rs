@@ -12,6 +12,7 @@
 //! disk below; where they are zeros and nothing was ever written there, they are not written.
 //! Callers: disk-engine's `disk`.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 
 use crate::address::{GuestOffset, HostOffset};
@@ -19,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::geometry::SUBCLUSTERS;
 use crate::image::write::space::Room;
 use crate::image::write::state::State;
-use crate::image::write::{DetectZeroes, WritableImage, ZeroMode};
-use crate::io::{WriteAt, zeroed};
+use crate::image::write::{DetectZeroes, Durability, WritableImage, ZeroMode};
+use crate::io::WriteAt;
 use crate::l2::{ClusterKind, L2Entry, SubclusterBitmap};
 
 /// Where the next bytes of a request go.
@@ -74,7 +75,11 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             return Ok(());
         }
         let written = match self.options.detect_zeroes {
-            DetectZeroes::Off => self.write_pieces(data, offset.0, &mut below),
+            DetectZeroes::Off => match self.write_pieces(data, offset.0, &mut below) {
+                // Nothing but data was written, and nothing waits because of it.
+                Ok(false) if self.options.durability != Durability::Full => return Ok(()),
+                written => written.map(|_| ()),
+            },
             DetectZeroes::On => self.write_detecting(data, offset.0, ZeroMode::Keep, &mut below),
             DetectZeroes::Unmap => {
                 self.write_detecting(data, offset.0, ZeroMode::Unmap, &mut below)
@@ -132,13 +137,15 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         Ok(())
     }
 
+    /// Says whether anything got a new place.
     pub(super) fn write_pieces<E: From<Error>>(
         &self,
         data: &[u8],
         offset: u64,
         below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         let (mut at, mut rest) = (offset, data);
+        let mut moved = false;
         while !rest.is_empty() {
             let _flight = self.flights.enter();
             let length = match self.next_step(at, rest.len() as u64)? {
@@ -151,6 +158,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
                     length
                 }
                 Step::Move(moving) => {
+                    moved = true;
                     let end = moving.end(self.image.geometry().cluster_bits.bytes());
                     let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
                     let length = length.min(rest.len());
@@ -164,7 +172,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             at = at.saturating_add(length as u64);
             rest = rest.get(length..).unwrap_or_default();
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Where the bytes from `at` on go, at most `limit` of them.
@@ -176,12 +184,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let step = self.plan(&mut state, at, limit);
         let step = state.judge(&self.image.storage, step)?;
         if let Step::Move(moving) = &step {
-            let range = moving.guest..moving.end(cluster_bits.bytes());
-            if self.image.data.is_some() {
-                // There, guest and host offsets are the same.
-                state.reuse_data(&range);
-            }
-            state.busy.push(range);
+            state.busy.push(moving.guest..moving.end(cluster_bits.bytes()));
         }
         Ok(step)
     }
@@ -230,7 +233,14 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         self.own_table(state, first)?;
         let (host, room) = match unused {
-            Some(host) => (host, None),
+            Some(host) => {
+                if self.image.data.is_some() {
+                    // What was there may still wait to be given back.
+                    let end = first.saturating_add(old.len() as u64 * cluster_bytes);
+                    state.keep_data(&(first..end));
+                }
+                (host, None)
+            }
             None => {
                 for (index, entry) in old.iter().enumerate() {
                     let guest = first + index as u64 * cluster_bytes;
@@ -325,15 +335,26 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             Some(old) => self.move_bounds(moving, old, last, &(at..end)).end,
             None => end,
         };
-        let head = self.surroundings(moving, moving.guest, start.min(at)..at, below)?;
-        let tail = self.surroundings(moving, last, end..stop.max(end), below)?;
-        let host = moving.host.0.saturating_add(at - moving.guest);
-        let host = host.saturating_sub(head.len() as u64);
-        self.image
-            .data_storage()
-            .write_parts_at(&[&head, data, &tail], host)
-            .map_err(Error::io("write guest data", host))?;
-        Ok(())
+        let head = self.kept(moving, moving.guest, start.min(at)..at);
+        let tail = self.kept(moving, last, end..stop.max(end));
+        let length = |range: &Range<u64>| range.end - range.start;
+        let host = moving.host.0.saturating_add(at - moving.guest).saturating_sub(length(&head));
+        let storage = self.image.data_storage();
+        let around = length(&head).saturating_add(length(&tail));
+        let written = if around == 0 {
+            storage.write_all_at(data, host)
+        } else if data.len() as u64 <= cluster_bytes {
+            // Copying a little costs less than storage that cannot write parts in one call.
+            let mut all = self.read_kept(Vec::new(), &head, below)?;
+            all.extend_from_slice(data);
+            let all = self.read_kept(all, &tail, below)?;
+            storage.write_all_at(&all, host)
+        } else {
+            let head = self.read_kept(Vec::new(), &head, below)?;
+            let tail = self.read_kept(Vec::new(), &tail, below)?;
+            storage.write_parts_at(&[&head, data, &tail], host)
+        };
+        Ok(written.map_err(Error::io("write guest data", host))?)
     }
 
     /// The bytes of the cluster at `guest`, which was `old`, that have to be right at its new place
@@ -366,36 +387,40 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         start..end
     }
 
-    /// What `range`, part of the cluster at `guest`, holds so far; nothing if its new place reads
-    /// the same already.
-    fn surroundings<E: From<Error>>(
-        &self,
-        moving: &Move,
-        guest: u64,
-        range: Range<u64>,
-        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
-    ) -> Result<Vec<u8>, E> {
+    /// The part of `range`, which lies in the cluster at `guest`, that has to be written to its new
+    /// place: nothing if that reads the same already.
+    fn kept(&self, moving: &Move, guest: u64, range: Range<u64>) -> Range<u64> {
         let external = self.image.data.is_some();
         // A data file ends where the disk does.
         let disk_end = if external { self.virtual_size() } else { u64::MAX };
         let range = range.start..range.end.min(disk_end).max(range.start);
-        if range.is_empty() {
-            return Ok(Vec::new());
-        }
         let index = (guest - moving.guest) / self.image.geometry().cluster_bits.bytes();
         let old = usize::try_from(index).ok().and_then(|index| moving.old.get(index));
         let zero = old.is_some_and(|old| self.reads_as_zeros(old, guest, &range));
-        if zero && moving.room.is_some_and(|room| room.fresh) {
-            return Ok(Vec::new());
-        }
+        let fresh = moving.room.is_some_and(|room| room.fresh);
+        if zero && fresh { range.start..range.start } else { range }
+    }
+
+    /// `bytes`, with what `range` holds so far behind them; past the end of the disk, zeros.
+    fn read_kept<E: From<Error>>(
+        &self,
+        mut bytes: Vec<u8>,
+        range: &Range<u64>,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<Vec<u8>, E> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let doing = "keep what surrounds a write";
-        let mut bytes = zeroed(length).map_err(Error::io(doing, range.start))?;
-        if !zero {
-            let inside = self.virtual_size().saturating_sub(range.start);
-            let inside = usize::try_from(inside).unwrap_or(usize::MAX).min(length);
-            let inside = bytes.get_mut(..inside).unwrap_or_default();
-            self.image.read_over(inside, GuestOffset(range.start), below)?;
+        let before = bytes.len();
+        // At most a cluster.
+        bytes.try_reserve(length).map_err(|_| {
+            let error = ErrorKind::OutOfMemory.into();
+            E::from(Error::io("keep what surrounds a write", range.start)(error))
+        })?;
+        bytes.resize(before.saturating_add(length), 0);
+        let inside = self.virtual_size().saturating_sub(range.start);
+        let inside = usize::try_from(inside).unwrap_or(usize::MAX).min(length);
+        let place = bytes.get_mut(before..).and_then(|behind| behind.get_mut(..inside));
+        if let Some(place) = place.filter(|place| !place.is_empty()) {
+            self.image.read_over(place, GuestOffset(range.start), below)?;
         }
         Ok(bytes)
     }

@@ -69,14 +69,19 @@ impl Guard {
         Self { cluster_bits, clusters }
     }
 
+    /// Makes room for `count` clusters more: one by one it would be made over and over.
+    pub(super) fn reserve(&mut self, count: usize) -> Result<()> {
+        self.clusters.try_reserve(count).map_err(|_| {
+            let error = std::io::ErrorKind::OutOfMemory.into();
+            Error::io("remember where the tables lie", 0)(error)
+        })
+    }
+
     /// `length` bytes from `offset` on are of that kind.
     pub(super) fn add(&mut self, kind: Kind, offset: u64, length: u64) -> Result<()> {
         let clusters = self.clusters_of(offset, length);
         let count = usize::try_from(clusters.end - clusters.start).unwrap_or(usize::MAX);
-        if self.clusters.try_reserve(count).is_err() {
-            let error = std::io::ErrorKind::OutOfMemory.into();
-            return Err(Error::io("remember where the tables lie", offset)(error));
-        }
+        self.reserve(count)?;
         for cluster in clusters {
             *self.clusters.entry(cluster).or_default() |= kind.bit();
         }

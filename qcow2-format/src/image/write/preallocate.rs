@@ -6,8 +6,8 @@
 //! full       and zeros written to it
 //! ```
 //!
-//! With extended L2 entries over a backing file the clusters have their place and leave what they
-//! read as to the backing file. Callers: `create`.
+//! With extended L2 entries clusters have their place and are unallocated all the same, so that a
+//! backing file is read through them. Callers: `create`.
 
 use crate::address::HostOffset;
 use crate::error::{Error, Result};
@@ -40,10 +40,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         let storage = &self.image.storage;
         let bytes = self.image.geometry().cluster_bits.bytes();
-        let bitmap = match self.image.header.backing_file() {
-            Some(_) => SubclusterBitmap(0),
-            None => SubclusterBitmap(0).with_allocated(0..crate::geometry::SUBCLUSTERS),
-        };
+        // Subclusters stay unallocated, as QEMU leaves them: what is below shows through.
+        let bitmap = SubclusterBitmap(0);
         let mut state = self.lock();
         self.begin(&mut state)?;
         let (mut guest, end) = (0, self.clusters_end());

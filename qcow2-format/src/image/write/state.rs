@@ -95,6 +95,21 @@ impl State {
         }
     }
 
+    /// Bytes of the data file are in use again: their space is not given back.
+    pub(super) fn keep_data(&mut self, used: &Range<u64>) {
+        for unlinked in std::mem::take(&mut self.unlinked) {
+            let Place::Data(range) = &unlinked.place else {
+                self.unlinked.push(unlinked);
+                continue;
+            };
+            let before = range.start..range.end.min(used.start);
+            let after = range.start.max(used.end)..range.end;
+            for left in [before, after].into_iter().filter(|left| !left.is_empty()) {
+                self.unlinked.push(Unlinked { place: Place::Data(left), ..unlinked });
+            }
+        }
+    }
+
     /// That the image may be written.
     pub(super) fn check_writable(&self) -> Result<()> {
         match self.failed {
@@ -168,21 +183,6 @@ impl State {
         }
         self.set_incompatible(storage, self.header.incompatible.with(dirty, true))?;
         self.barrier(storage)
-    }
-
-    /// Bytes of the data file are in use again: they are not given back any more.
-    pub(super) fn reuse_data(&mut self, used: &Range<u64>) {
-        for unlinked in std::mem::take(&mut self.unlinked) {
-            let Place::Data(range) = &unlinked.place else {
-                self.unlinked.push(unlinked);
-                continue;
-            };
-            let before = range.start..range.end.min(used.start);
-            let after = range.start.max(used.end)..range.end;
-            for left in [before, after].into_iter().filter(|left| !left.is_empty()) {
-                self.unlinked.push(Unlinked { place: Place::Data(left), ..unlinked });
-            }
-        }
     }
 
     /// Whether anybody is giving a new place to part of `range`.

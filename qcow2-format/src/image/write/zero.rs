@@ -128,7 +128,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let doing = "write zeros";
         let zeros = crate::io::zeroed(length).map_err(Error::io(doing, range.start))?;
-        self.write_pieces(&zeros, range.start, below)
+        self.write_pieces(&zeros, range.start, below).map(|_| ())
     }
 
     /// Makes whole clusters or subclusters zeros, from the start of `range` on; returns how far that
