@@ -66,7 +66,7 @@ pub struct Plan {
 struct State {
     plan: Option<Plan>,
     suspended: bool,
-    calls: Vec<Kind>,
+    calls: Vec<(Kind, u64)>,
     struck: Vec<Kind>,
     generation: usize,
 }
@@ -102,9 +102,9 @@ impl Faults {
         self.state().suspended = suspended;
     }
 
-    /// The calls so far.
+    /// The calls so far, and where in the file.
     #[must_use]
-    pub fn calls(&self) -> Vec<Kind> {
+    pub fn calls(&self) -> Vec<(Kind, u64)> {
         self.state().calls.clone()
     }
 
@@ -127,7 +127,7 @@ pub struct FaultStorage {
 
 impl FaultStorage {
     /// Counts a call; what happens instead, if it is struck.
-    fn strike(&self, kind: Kind) -> io::Result<Option<Fault>> {
+    fn strike(&self, kind: Kind, offset: u64) -> io::Result<Option<Fault>> {
         let mut state = self.faults.state();
         if state.generation != self.generation {
             return Err(io::Error::other("the process is dead"));
@@ -136,7 +136,7 @@ impl FaultStorage {
             return Ok(None);
         }
         let number = state.calls.len();
-        state.calls.push(kind);
+        state.calls.push((kind, offset));
         let Some(Plan { first, count, only, fault }) = state.plan else { return Ok(None) };
         let struck = number >= first
             && state.struck.len() < count
@@ -156,7 +156,7 @@ impl FaultStorage {
         length: u64,
         call: impl Fn(u64) -> io::Result<()>,
     ) -> io::Result<()> {
-        match self.strike(kind)? {
+        match self.strike(kind, offset)? {
             None | Some(Fault::Little) => call(length),
             Some(Fault::Error(errno)) => Err(errno.into()),
             Some(Fault::Half(errno)) => {
@@ -170,7 +170,7 @@ impl FaultStorage {
 
 impl ReadAt for FaultStorage {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match self.strike(Kind::Read)? {
+        match self.strike(Kind::Read, offset)? {
             None => self.inner.read_at(buffer, offset),
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
             // By turns, so that whoever tries again gets on.
@@ -185,7 +185,7 @@ impl ReadAt for FaultStorage {
     }
 
     fn length(&self) -> io::Result<u64> {
-        match self.strike(Kind::Length)? {
+        match self.strike(Kind::Length, 0)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
             _ => self.inner.length(),
         }
@@ -216,14 +216,14 @@ impl WriteAt for FaultStorage {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        match self.strike(Kind::SetLength)? {
+        match self.strike(Kind::SetLength, length)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
             _ => self.inner.set_length(length),
         }
     }
 
     fn flush(&self) -> io::Result<()> {
-        match self.strike(Kind::Flush)? {
+        match self.strike(Kind::Flush, 0)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => {
                 self.inner.note(Action::FailedFlush);
                 Err(errno.into())
