@@ -174,8 +174,23 @@ impl Counts {
     /// zeros.
     pub(super) fn add_block(&mut self, storage: &impl ReadAt, cluster: HostCluster) -> Result<()> {
         let index = cluster.0 / self.geometry.refcounts_per_block();
-        self.place_block(index, self.geometry.cluster_bits.offset_of(cluster).0);
-        self.set(storage, cluster, 1)
+        let offset = self.geometry.cluster_bits.offset_of(cluster).0;
+        self.place_block(index, offset);
+        let counted = self.set(storage, cluster, 1);
+        if counted.is_err() {
+            // A block that is in use and not counted must not get into the table.
+            self.take_back_block(index, offset);
+        }
+        counted
+    }
+
+    fn take_back_block(&mut self, index: u64, offset: u64) {
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        if let Some(entry) = self.table.get_mut(index) {
+            *entry = 0;
+        }
+        self.new_blocks.remove(&index);
+        self.forget(offset);
     }
 
     /// Has the block `index` lie at `offset`, where the file holds zeros.
