@@ -17,9 +17,13 @@ use std::cell::Cell;
 use nix::errno::Errno;
 use proptest::strategy::Strategy;
 use testkit::faulty::{Fault, Faults, Kind, Plan};
+use testkit::model::Fill;
 use testkit::program::image::ImageTarget;
 use testkit::program::judge::{go_on, judge, judge_snapshots};
-use testkit::program::{Lab, Program, Timeline, growing, program, run};
+use testkit::program::{
+    Backing, Durability, Lab, Op, Place, Program, Shape, Span, Timeline, Unit, growing, program,
+    run,
+};
 use testkit::random::Random;
 use testkit::sweep::Sweep;
 use testkit::tool;
@@ -65,6 +69,70 @@ fn a_fault_while_the_refcount_table_moves_harms_nothing() {
         let near = |at: usize| at.saturating_sub(20)..(at + 8).min(calls.len());
         calls.iter().position(moves).map_or(0..0, near).collect()
     });
+}
+
+/// A short program for which nothing is left to chance: each call fails in each way.
+#[test]
+fn every_call_may_fail() {
+    if !tool::available("images on storage that fails everywhere", &["qemu-img"]) {
+        return;
+    }
+    let at = |cluster| Place { cluster, inside: 0, unit: Unit::Cluster };
+    let clusters = |count: u16| Span { count: count - 1, unit: Unit::Cluster };
+    // 64 clusters to a refcount block: there is a second one, and a second L2 table.
+    let ops = vec![
+        Op::Write(at(0), Span { count: 3, unit: Unit::Disk }, Fill::Word),
+        Op::Snapshot,
+        Op::Compress(at(2), clusters(3), Fill::Word),
+        Op::Write(at(3), clusters(2), Fill::Noise),
+        Op::Flush,
+        Op::Zero(at(1), clusters(4), true),
+        Op::Discard(at(8), clusters(8)),
+        Op::Close,
+        Op::Write(at(70), clusters(3), Fill::Word),
+    ];
+    let counts = Counts::default();
+    let mut runs = 0;
+    for durability in [Durability::None, Durability::Flush, Durability::Full] {
+        for lazy_refcounts in [false, true] {
+            let shape = Shape {
+                version: 3,
+                cluster_bits: 9,
+                refcount_bits: 64,
+                extended_l2: false,
+                lazy_refcounts,
+                zstd: false,
+                disk: 48 << 10,
+                backing: Some(Backing { qcow2: false, length: 20_480 }),
+                data_file: None,
+                durability,
+                detect_zeroes: 0,
+                ignore_discards: false,
+                small_caches: lazy_refcounts,
+            };
+            let program = Program { shape, ops: ops.clone() };
+            let lab = Lab::new(&program.shape);
+            let files = lab.create();
+            let faults = Faults::default();
+            let mut target = ImageTarget::new(&lab, &program.shape, files.clone(), faults.clone());
+            run(&program, &mut target, false).unwrap();
+            target.close().unwrap();
+            for (first, (kind, at)) in faults.calls().into_iter().enumerate() {
+                for fault in [Fault::Error(Errno::EIO), Fault::Half(Errno::ENOSPC), Fault::Little] {
+                    let plan = Plan { first, count: 1, only: None, fault };
+                    struck(&program, &lab, files.clone(), plan, false, &counts).unwrap_or_else(
+                        |error| {
+                            panic!(
+                                "{program}{kind:?} of {at:#x} at call {first}, {fault:?}: {error}"
+                            )
+                        },
+                    );
+                    runs += 1;
+                }
+            }
+        }
+    }
+    tool::tell(&format!("faults suite: {runs} runs of one program, each with another fault"));
 }
 
 fn strike(

@@ -11,10 +11,13 @@ use std::cell::Cell;
 
 use testkit::checker::check;
 use testkit::faulty::Faults;
+use testkit::model::Fill::{Noise, Word};
 use testkit::model::differ;
 use testkit::program::image::{ImageTarget, content};
 use testkit::program::judge::judge_snapshots;
-use testkit::program::{Call, Lab, Op, Program, program, run};
+use testkit::program::{
+    Backing, Call, Durability, Lab, Op, Place, Program, Shape, Span, Unit, program, run,
+};
 use testkit::sweep::Sweep;
 use testkit::tool;
 
@@ -81,13 +84,49 @@ fn model(program: &Program, lab: &Lab) -> Result<(usize, usize), String> {
     Ok((history.steps.len(), kept))
 }
 
+/// Programs that once went wrong.
+#[test]
+fn what_was_found_stays_found() {
+    if !tool::available("images that once went wrong", &["qemu-img"]) {
+        return;
+    }
+    let at = |cluster| Place { cluster, inside: 0, unit: Unit::Cluster };
+    let clusters = |count: u16| Span { count: count - 1, unit: Unit::Cluster };
+    let plain = Shape {
+        version: 3,
+        cluster_bits: 12,
+        refcount_bits: 16,
+        extended_l2: false,
+        lazy_refcounts: false,
+        zstd: false,
+        disk: 64 << 10,
+        backing: None,
+        data_file: None,
+        durability: Durability::Flush,
+        detect_zeroes: 0,
+        ignore_discards: false,
+        small_caches: false,
+    };
+    // The encoder panicked at the sixteenth cluster that did not become smaller.
+    let noise = vec![Op::Compress(at(0), Span { count: 7, unit: Unit::Disk }, Noise)];
+    // What the second call wanted punched was punched at the end, with the third one's data.
+    let again = vec![
+        Op::Write(at(0), clusters(3), Word),
+        Op::Zero(at(0), clusters(3), true),
+        Op::Write(at(1), clusters(1), Word),
+    ];
+    let external = Shape { data_file: Some(false), ..plain.clone() };
+    for (shape, ops) in [(plain, noise), (external, again)] {
+        let program = Program { shape, ops };
+        let lab = Lab::new(&program.shape);
+        model(&program, &lab).unwrap_or_else(|error| panic!("{program}{error}"));
+    }
+}
+
 /// Each cluster size with each refcount width, on both kinds of L2 tables and each kind of backing
 /// file: chance alone may leave some out.
 #[test]
 fn every_geometry_is_tried() {
-    use testkit::model::Fill::{Noise, Word};
-    use testkit::program::{Backing, Durability, Place, Shape, Span, Unit};
-
     if !tool::available("images of every geometry", &["qemu-img"]) {
         return;
     }
