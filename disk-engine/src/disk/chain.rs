@@ -285,7 +285,9 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         Format::Request(what) => {
             let kind = match what {
                 RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
-                RequestError::ReadOnly { .. } => ErrorKind::Unsupported,
+                RequestError::ReadOnly { .. } | RequestError::CompressedWithDataFile => {
+                    ErrorKind::Unsupported
+                }
                 _ => ErrorKind::InvalidInput,
             };
             Error::new(kind, "the qcow2 image does not have what was asked for")
