@@ -3,6 +3,7 @@
 pub mod checker;
 pub mod disks;
 pub mod faults;
+pub mod io_lab;
 pub mod model;
 pub mod mounts;
 pub mod program;
@@ -12,4 +13,5 @@ pub mod recording;
 pub mod sparse;
 pub mod sweep;
 pub mod tar;
+pub mod told;
 pub mod tool;
