@@ -12,6 +12,7 @@
 //! disk below; where they are zeros and nothing was ever written there, they are not written.
 //! Callers: disk-engine's `disk`.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 
 use crate::address::{GuestOffset, HostOffset};
@@ -20,7 +21,7 @@ use crate::geometry::SUBCLUSTERS;
 use crate::image::write::space::Room;
 use crate::image::write::state::State;
 use crate::image::write::{DetectZeroes, WritableImage, ZeroMode};
-use crate::io::{WriteAt, zeroed};
+use crate::io::WriteAt;
 use crate::l2::{ClusterKind, L2Entry, SubclusterBitmap};
 
 /// Where the next bytes of a request go.
@@ -320,15 +321,26 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             Some(old) => self.move_bounds(moving, old, last, &(at..end)).end,
             None => end,
         };
-        let head = self.surroundings(moving, moving.guest, start.min(at)..at, below)?;
-        let tail = self.surroundings(moving, last, end..stop.max(end), below)?;
-        let host = moving.host.0.saturating_add(at - moving.guest);
-        let host = host.saturating_sub(head.len() as u64);
-        self.image
-            .data_storage()
-            .write_parts_at(&[&head, data, &tail], host)
-            .map_err(Error::io("write guest data", host))?;
-        Ok(())
+        let head = self.kept(moving, moving.guest, start.min(at)..at);
+        let tail = self.kept(moving, last, end..stop.max(end));
+        let length = |range: &Range<u64>| range.end - range.start;
+        let host = moving.host.0.saturating_add(at - moving.guest).saturating_sub(length(&head));
+        let storage = self.image.data_storage();
+        let around = length(&head).saturating_add(length(&tail));
+        let written = if around == 0 {
+            storage.write_all_at(data, host)
+        } else if data.len() as u64 <= cluster_bytes {
+            // Copying a little costs less than storage that cannot write parts in one call.
+            let mut all = self.read_kept(Vec::new(), &head, below)?;
+            all.extend_from_slice(data);
+            let all = self.read_kept(all, &tail, below)?;
+            storage.write_all_at(&all, host)
+        } else {
+            let head = self.read_kept(Vec::new(), &head, below)?;
+            let tail = self.read_kept(Vec::new(), &tail, below)?;
+            storage.write_parts_at(&[&head, data, &tail], host)
+        };
+        Ok(written.map_err(Error::io("write guest data", host))?)
     }
 
     /// The bytes of the cluster at `guest`, which was `old`, that have to be right at its new place
@@ -361,36 +373,40 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         start..end
     }
 
-    /// What `range`, part of the cluster at `guest`, holds so far; nothing if its new place reads
-    /// the same already.
-    fn surroundings<E: From<Error>>(
-        &self,
-        moving: &Move,
-        guest: u64,
-        range: Range<u64>,
-        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
-    ) -> Result<Vec<u8>, E> {
+    /// The part of `range`, which lies in the cluster at `guest`, that has to be written to its new
+    /// place: nothing if that reads the same already.
+    fn kept(&self, moving: &Move, guest: u64, range: Range<u64>) -> Range<u64> {
         let external = self.image.data.is_some();
         // A data file ends where the disk does.
         let disk_end = if external { self.virtual_size() } else { u64::MAX };
         let range = range.start..range.end.min(disk_end).max(range.start);
-        if range.is_empty() {
-            return Ok(Vec::new());
-        }
         let index = (guest - moving.guest) / self.image.geometry().cluster_bits.bytes();
         let old = usize::try_from(index).ok().and_then(|index| moving.old.get(index));
         let zero = old.is_some_and(|old| self.reads_as_zeros(old, guest, &range));
-        if zero && moving.room.is_some_and(|room| room.fresh) {
-            return Ok(Vec::new());
-        }
+        let fresh = moving.room.is_some_and(|room| room.fresh);
+        if zero && fresh { range.start..range.start } else { range }
+    }
+
+    /// `bytes`, with what `range` holds so far behind them; past the end of the disk, zeros.
+    fn read_kept<E: From<Error>>(
+        &self,
+        mut bytes: Vec<u8>,
+        range: &Range<u64>,
+        below: &mut impl FnMut(&mut [u8], GuestOffset) -> Result<(), E>,
+    ) -> Result<Vec<u8>, E> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let doing = "keep what surrounds a write";
-        let mut bytes = zeroed(length).map_err(Error::io(doing, range.start))?;
-        if !zero {
-            let inside = self.virtual_size().saturating_sub(range.start);
-            let inside = usize::try_from(inside).unwrap_or(usize::MAX).min(length);
-            let inside = bytes.get_mut(..inside).unwrap_or_default();
-            self.image.read_over(inside, GuestOffset(range.start), below)?;
+        let before = bytes.len();
+        // At most a cluster.
+        bytes.try_reserve(length).map_err(|_| {
+            let error = ErrorKind::OutOfMemory.into();
+            E::from(Error::io("keep what surrounds a write", range.start)(error))
+        })?;
+        bytes.resize(before.saturating_add(length), 0);
+        let inside = self.virtual_size().saturating_sub(range.start);
+        let inside = usize::try_from(inside).unwrap_or(usize::MAX).min(length);
+        let place = bytes.get_mut(before..).and_then(|behind| behind.get_mut(..inside));
+        if let Some(place) = place.filter(|place| !place.is_empty()) {
+            self.image.read_over(place, GuestOffset(range.start), below)?;
         }
         Ok(bytes)
     }
