@@ -457,8 +457,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         let end = moving.end(self.image.geometry().cluster_bits.bytes());
         state.busy.retain(|busy| *busy != (moving.guest..end));
-        drop(state);
-        self.settled.notify_all();
+        self.unlock_settled(state);
         ended
     }
 
