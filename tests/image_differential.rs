@@ -9,6 +9,7 @@
 //! `DIFFERENTIAL_PROGRAMS`, `DIFFERENTIAL_SECONDS`, `DIFFERENTIAL_SEED`: see `testkit::sweep`.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs;
 
 use testkit::checker::check;
@@ -102,6 +103,8 @@ struct Turns<'a> {
     ours: Option<ImageTarget<'a>>,
     /// What QEMU is to do in its turn.
     commands: Vec<String>,
+    /// Clusters that anything was done to: QEMU compresses into others only.
+    touched: BTreeSet<u64>,
     /// The disk as it will be, since QEMU does all its commands at the end.
     disk: Vec<u8>,
 }
@@ -116,6 +119,7 @@ impl<'a> Turns<'a> {
             turn: 0,
             ours: None,
             commands: Vec::new(),
+            touched: BTreeSet::new(),
             disk: shape.content(),
         }
     }
@@ -144,6 +148,10 @@ impl<'a> Turns<'a> {
         Ok(())
     }
 
+    fn clusters(&self, offset: u64, length: u64) -> std::ops::Range<u64> {
+        offset / self.shape.cluster()..(offset + length).div_ceil(self.shape.cluster())
+    }
+
     fn command(&mut self, call: &Call, data: &[u8]) -> String {
         let source = |what: &str, offset: u64, lab: &Lab, number: usize| {
             let path = lab.path(&format!("data-{number}"));
@@ -153,7 +161,15 @@ impl<'a> Turns<'a> {
         let number = self.commands.len();
         match *call {
             Call::Write { offset, .. } => source("", offset, self.lab, number),
-            Call::Compress { offset, .. } => source("-c ", offset, self.lab, number),
+            Call::Compress { offset, length, .. } => {
+                let mut clusters = self.clusters(offset, length);
+                let what = if clusters.any(|cluster| self.touched.contains(&cluster)) {
+                    ""
+                } else {
+                    "-c "
+                };
+                source(what, offset, self.lab, number)
+            }
             Call::Zero { offset, length, unmap } => {
                 format!("write -z {}{offset} {length}", if unmap { "-u " } else { "" })
             }
@@ -189,6 +205,10 @@ impl Target for Turns<'_> {
                 self.ours = Some(ours);
             }
             self.ours.as_mut().unwrap().call(call, change, name)?;
+        }
+        if let Some(change) = change {
+            let clusters = self.clusters(change.offset, change.data.len() as u64);
+            self.touched.extend(clusters);
         }
         if matches!(call, Call::Flush | Call::Close) {
             self.switch(Some(self.turn + 1))?;

@@ -31,7 +31,7 @@ use qcow2_format::image::{WritableImage, ZeroMode};
 use qcow2_format::{Error, GuestOffset};
 use testkit::model::{Change, Model, stamp};
 use testkit::program::image::{below, content, open};
-use testkit::program::judge::judge;
+use testkit::program::judge::{judge, judge_raw};
 use testkit::program::{Call, Durability, Lab, Program, Shape, ops, shape};
 use testkit::random::Random;
 use testkit::sweep::Sweep;
@@ -43,7 +43,7 @@ const ROUND: &str = "KILL_CHILD_ROUND";
 /// What stands before each line, whatever the test harness has written to it.
 const MARK: &str = "kill: ";
 /// Operations of a writer: more than it gets to do.
-const OPS: usize = 600;
+const OPS: usize = 1500;
 
 // ---------------------------------------------------------------------------------------------
 // What driver and writer both know
@@ -121,11 +121,12 @@ fn child() {
     let shape = shape_of(seed);
     let names = if shape.data_file.is_some() { &["image", "data"][..] } else { &["image"] };
     let file = |name| File::options().read(true).write(true).open(root.join(name)).unwrap();
+    let (base, calls) = (shape.base(), calls_of(&shape, seed, round));
+    say("OPENING", 0);
     let image = open(&shape, names.iter().map(file).collect()).unwrap();
     say("OPEN", 0);
-    let base = shape.base();
     thread::scope(|scope| {
-        for calls in calls_of(&shape, seed, round) {
+        for calls in calls {
             scope.spawn(|| write(&shape, &image, &base, calls));
         }
     });
@@ -204,9 +205,10 @@ fn an_image_is_whole_whenever_its_writer_is_killed() {
         let shape = shape_of(seed.0);
         let lab = Lab::new(&shape);
         lab.store(&lab.create());
-        let mut model = Model::new(shape.content());
+        // Of the disk, and of a raw data file by itself.
+        let mut models = [Model::new(shape.content()), Model::new(shape.content())];
         for round in 0..rounds {
-            model = killed(&lab, &shape, seed.0, round, model, random, &counts)
+            models = killed(&lab, &shape, seed.0, round, models, random, &counts)
                 .map_err(|error| format!("round {round}: {error}"))?;
         }
         Ok(())
@@ -226,16 +228,16 @@ fn an_image_is_whole_whenever_its_writer_is_killed() {
     assert!(kills.get() > 0 && cut.get() > 0);
 }
 
-/// One writer's life. Returns the disk it left.
+/// One writer's life. Returns what it left.
 fn killed(
     lab: &Lab,
     shape: &Shape,
     seed: u64,
     round: u32,
-    model: Model,
+    models: [Model; 2],
     random: &mut Random,
     counts: &Counts,
-) -> Result<Model, String> {
+) -> Result<[Model; 2], String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .envs([(SHAPE, seed.to_string()), (ROUND, round.to_string())])
@@ -263,10 +265,11 @@ fn killed(
             complaints.lock().unwrap().push_str(&text);
         });
         // Sometimes while it opens the image, mostly a while after.
-        if !random.once_in(8) {
-            heard.extend(lines.recv_timeout(Duration::from_secs(60)).ok());
-        }
-        thread::sleep(random.micros([300, 3000, 30_000][random.clone().below(3)]));
+        let lines_before = if random.once_in(8) { 1 } else { 2 };
+        let patience = Duration::from_secs(60);
+        heard.extend((0..lines_before).map_while(|_| lines.recv_timeout(patience).ok()));
+        let limit = [500, 5000, 50_000][random.below(3)];
+        thread::sleep(random.micros(limit));
         let _ = child.kill();
     });
     let status = child.wait().unwrap();
@@ -279,21 +282,21 @@ fn killed(
     }
     add(if ended { &counts.ended } else { &counts.kills }, 1);
 
-    let mut log =
-        Log { shape, calls: BTreeMap::new(), model, done: Vec::new(), in_flight: BTreeMap::new() };
-    log.calls = calls_of(shape, seed, round).into_iter().flatten().collect();
+    let mut log = Log::new(shape, calls_of(shape, seed, round).into_iter().flatten(), models);
     for line in &heard {
         log.take(line);
     }
-    add(&counts.opening, usize::from(heard.is_empty()));
+    add(&counts.opening, usize::from(heard.len() < 2));
     add(&counts.cut, usize::from(!log.in_flight.is_empty()));
     add(&counts.begun, heard.iter().filter(|line| line.starts_with("BEGIN")).count());
     if ended {
-        log.model.settle();
+        log.models.iter_mut().for_each(Model::settle);
     }
 
     let files = lab.load();
-    let findings = judge(shape, &shape.base(), &files, &log.model)?;
+    let [model, raw] = &log.models;
+    let findings = judge(&shape.base(), &files, model)?;
+    judge_raw(shape, &files, raw)?;
     if ended && (findings.dirty || findings.leaks > 0 && round == 0) {
         return Err(format!("closed: {findings:?}"));
     }
@@ -307,7 +310,8 @@ fn killed(
         fs::remove_file(lab.path("image")).unwrap();
         lab.store(&files);
     }
-    Ok(Model::new(disk))
+    let raw = files.last().unwrap().bytes(0, disk.len());
+    Ok([Model::new(disk), Model::new(raw)])
 }
 
 fn remaining(lines: &Receiver<String>) -> Vec<String> {
@@ -318,14 +322,23 @@ fn remaining(lines: &Receiver<String>) -> Vec<String> {
 struct Log<'a> {
     shape: &'a Shape,
     calls: BTreeMap<u32, Call>,
-    model: Model,
+    models: [Model; 2],
     /// Changes that are done and not yet flushed.
     done: Vec<Change>,
     /// Calls that have begun; for a flush, how many changes were done before.
     in_flight: BTreeMap<u32, usize>,
 }
 
-impl Log<'_> {
+impl<'a> Log<'a> {
+    fn new(
+        shape: &'a Shape,
+        calls: impl IntoIterator<Item = (u32, Call)>,
+        models: [Model; 2],
+    ) -> Self {
+        let calls = calls.into_iter().collect();
+        Self { shape, calls, models, done: Vec::new(), in_flight: BTreeMap::new() }
+    }
+
     fn take(&mut self, line: &str) {
         let (what, number) = line.split_once(' ').unwrap();
         let number = number.parse().unwrap();
@@ -333,7 +346,7 @@ impl Log<'_> {
         let change = change_of(self.shape, number, &call);
         if what == "BEGIN" {
             if let Some(change) = &change {
-                self.model.begin(change);
+                self.models.iter_mut().for_each(|model| model.begin(change));
             }
             self.in_flight.insert(number, self.done.len());
             return;
@@ -341,9 +354,9 @@ impl Log<'_> {
         let done_before = self.in_flight.remove(&number).unwrap();
         match change {
             Some(change) => {
-                self.model.apply(&change);
+                self.models.iter_mut().for_each(|model| model.apply(&change));
                 if self.shape.durability != Durability::Flush {
-                    self.model.settle_change(&change);
+                    self.models.iter_mut().for_each(|model| model.settle_change(&change));
                 }
                 self.done.push(change);
             }
@@ -371,7 +384,8 @@ impl Log<'_> {
                 !busy.iter().any(is_busy)
             };
             for sector in (start..end).filter(|sector| free(*sector)) {
-                self.model.settle_change(&Change::new(sector * 512, [0_u8; 512]));
+                let sector = Change::new(sector * 512, [0_u8; 512]);
+                self.models.iter_mut().for_each(|model| model.settle_change(&sector));
             }
         }
     }
@@ -384,16 +398,11 @@ fn a_flush_settles_what_was_done_before_it() {
     let fill = testkit::model::Fill::Word;
     let write = |offset| Call::Write { offset, length: 512, fill };
     let calls = [(1, write(0)), (2, write(512)), (3, Call::Flush), (4, write(0))];
-    let mut log = Log {
-        shape: &shape,
-        calls: calls.into(),
-        model: Model::new(vec![0; 8192]),
-        done: Vec::new(),
-        in_flight: BTreeMap::new(),
-    };
+    let model = Model::new(vec![0; 8192]);
+    let mut log = Log::new(&shape, calls, [model.clone(), model]);
     let sector = |log: &Log, number: u32, offset: u64| {
         let value = if number == 0 { vec![0; 512] } else { stamp(number, offset, 512, fill) };
-        log.model.judge(&value, offset).is_ok()
+        log.models[0].judge(&value, offset).is_ok()
     };
     for line in ["BEGIN 1", "DONE 1", "BEGIN 3", "BEGIN 2"] {
         log.take(line);

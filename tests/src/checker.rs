@@ -36,6 +36,8 @@ pub struct Findings {
     pub stale: Vec<String>,
     /// Clusters that are counted and not used.
     pub leaks: u64,
+    /// Clusters past the end of the file that are counted: leaks, once it has grown.
+    pub beyond: u64,
 }
 
 impl Findings {
@@ -135,6 +137,7 @@ impl<'a> Checker<'a> {
         // As in QEMU: what is counted past the end is not looked at.
         let leaks = said.range(..self.clusters).filter(|(cluster, said)| **said > used(cluster));
         let leaks = leaks.count();
+        self.found.beyond = said.range(self.clusters..).count() as u64;
         self.found.leaks = leaks as u64;
         self.found
     }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::errno::Errno;
 use qcow2_format::{ReadAt, WriteAt};
 
-use crate::recording::{Action, RecordingStorage};
+use crate::recording::{Action, RecordingStorage, SECTOR};
 
 /// What happens instead of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub struct Plan {
 struct State {
     plan: Option<Plan>,
     suspended: bool,
-    calls: Vec<Kind>,
+    calls: Vec<(Kind, u64)>,
     struck: Vec<Kind>,
     generation: usize,
 }
@@ -102,16 +102,18 @@ impl Faults {
         self.state().suspended = suspended;
     }
 
-    /// The calls so far.
+    /// The calls so far, and where in the file.
     #[must_use]
-    pub fn calls(&self) -> Vec<Kind> {
+    pub fn calls(&self) -> Vec<(Kind, u64)> {
         self.state().calls.clone()
     }
 
-    /// The calls so far that were struck.
+    /// The calls so far that failed.
     #[must_use]
-    pub fn struck(&self) -> Vec<Kind> {
-        self.state().struck.clone()
+    pub fn failed(&self) -> Vec<Kind> {
+        let state = self.state();
+        let little = state.plan.is_some_and(|plan| plan.fault == Fault::Little);
+        if little { Vec::new() } else { state.struck.clone() }
     }
 }
 
@@ -125,7 +127,7 @@ pub struct FaultStorage {
 
 impl FaultStorage {
     /// Counts a call; what happens instead, if it is struck.
-    fn strike(&self, kind: Kind) -> io::Result<Option<Fault>> {
+    fn strike(&self, kind: Kind, offset: u64) -> io::Result<Option<Fault>> {
         let mut state = self.faults.state();
         if state.generation != self.generation {
             return Err(io::Error::other("the process is dead"));
@@ -134,7 +136,7 @@ impl FaultStorage {
             return Ok(None);
         }
         let number = state.calls.len();
-        state.calls.push(kind);
+        state.calls.push((kind, offset));
         let Some(Plan { first, count, only, fault }) = state.plan else { return Ok(None) };
         let struck = number >= first
             && state.struck.len() < count
@@ -146,18 +148,20 @@ impl FaultStorage {
         Ok(struck.then_some(fault))
     }
 
-    /// A call of which half can be done.
+    /// A call of which half can be done, up to a sector.
     fn halves(
         &self,
         kind: Kind,
+        offset: u64,
         length: u64,
         call: impl Fn(u64) -> io::Result<()>,
     ) -> io::Result<()> {
-        match self.strike(kind)? {
+        match self.strike(kind, offset)? {
             None | Some(Fault::Little) => call(length),
             Some(Fault::Error(errno)) => Err(errno.into()),
             Some(Fault::Half(errno)) => {
-                call(length / 2)?;
+                let middle = offset + length / 2;
+                call((middle - middle % SECTOR).saturating_sub(offset))?;
                 Err(errno.into())
             }
         }
@@ -166,19 +170,22 @@ impl FaultStorage {
 
 impl ReadAt for FaultStorage {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match self.strike(Kind::Read)? {
+        match self.strike(Kind::Read, offset)? {
             None => self.inner.read_at(buffer, offset),
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
-            Some(Fault::Little) if offset % 1024 < 512 => Err(Errno::EINTR.into()),
+            // By turns, so that whoever tries again gets on.
+            Some(Fault::Little) if self.faults.state().struck.len() % 2 == 1 => {
+                Err(Errno::EINTR.into())
+            }
             Some(Fault::Little) => {
-                let length = buffer.len().min(1 + offset as usize % 7);
+                let length = buffer.len().div_ceil(2);
                 self.inner.read_at(&mut buffer[..length], offset)
             }
         }
     }
 
     fn length(&self) -> io::Result<u64> {
-        match self.strike(Kind::Length)? {
+        match self.strike(Kind::Length, 0)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
             _ => self.inner.length(),
         }
@@ -187,7 +194,7 @@ impl ReadAt for FaultStorage {
 
 impl WriteAt for FaultStorage {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.halves(Kind::Write, data.len() as u64, |length| {
+        self.halves(Kind::Write, offset, data.len() as u64, |length| {
             self.inner.write_all_at(&data[..length as usize], offset)
         })
     }
@@ -197,26 +204,26 @@ impl WriteAt for FaultStorage {
     }
 
     fn write_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.halves(Kind::Write, length, |length| self.inner.write_zeros_at(offset, length))
+        self.halves(Kind::Write, offset, length, |length| self.inner.write_zeros_at(offset, length))
     }
 
     fn punch_at(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.halves(Kind::Punch, length, |length| self.inner.punch_at(offset, length))
+        self.halves(Kind::Punch, offset, length, |length| self.inner.punch_at(offset, length))
     }
 
     fn allocate_at(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.halves(Kind::Allocate, length, |length| self.inner.allocate_at(offset, length))
+        self.halves(Kind::Allocate, offset, length, |length| self.inner.allocate_at(offset, length))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        match self.strike(Kind::SetLength)? {
+        match self.strike(Kind::SetLength, length)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => Err(errno.into()),
             _ => self.inner.set_length(length),
         }
     }
 
     fn flush(&self) -> io::Result<()> {
-        match self.strike(Kind::Flush)? {
+        match self.strike(Kind::Flush, 0)? {
             Some(Fault::Error(errno) | Fault::Half(errno)) => {
                 self.inner.note(Action::FailedFlush);
                 Err(errno.into())

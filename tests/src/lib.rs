@@ -3,6 +3,7 @@
 pub mod checker;
 pub mod disks;
 pub mod faults;
+pub mod faulty;
 pub mod io_lab;
 pub mod model;
 pub mod mounts;

@@ -112,10 +112,22 @@ impl Model {
     /// All that was applied is durable, and nothing else is under way.
     pub fn settle(&mut self) {
         for sector in std::mem::take(&mut self.maybe).into_keys() {
-            let start = sector * SECTOR;
-            let end = (start + SECTOR).min(self.now.len());
-            self.safe[start..end].copy_from_slice(&self.now[start..end]);
+            self.settle_sector(sector);
         }
+    }
+
+    /// The sectors of this change are durable as they are.
+    pub fn settle_change(&mut self, change: &Change) {
+        for sector in sectors(change) {
+            self.maybe.remove(&sector);
+            self.settle_sector(sector);
+        }
+    }
+
+    fn settle_sector(&mut self, sector: usize) {
+        let start = sector * SECTOR;
+        let end = (start + SECTOR).min(self.now.len());
+        self.safe[start..end].copy_from_slice(&self.now[start..end]);
     }
 
     /// Whether what was found from sector boundary `offset` on after a crash could be there.

@@ -14,6 +14,8 @@
 //! Callers: `image_crash`, `image_model`, `image_differential`, `image_faults`.
 
 mod draw;
+pub mod image;
+pub mod judge;
 mod lab;
 mod run;
 mod shape;
@@ -22,10 +24,10 @@ use std::fmt;
 
 use crate::model::Fill;
 
-pub use draw::{ops, program, programs_of, shape};
+pub use draw::{growing, ops, program, programs_of, shape};
 pub use lab::Lab;
 pub use run::{Failure, FlatTarget, History, Kept, Step, Target, Timeline, run};
-pub use shape::{Backing, Durability, Shape};
+pub use shape::{Backing, Durability, Settles, Shape};
 
 /// What is done to which image.
 #[derive(Clone, Debug)]
@@ -106,6 +108,8 @@ pub enum Op {
     Close,
     /// Drop it without closing, and open again.
     Drop,
+    /// Open it again where a killed process has left it.
+    Kill,
     /// `qemu-img snapshot -c` in between.
     Snapshot,
     /// `qemu-img snapshot -d` of the oldest one in between.
@@ -129,6 +133,8 @@ pub enum Call {
     Close,
     /// Drop it without closing, and open again.
     Drop,
+    /// Open it again where a killed process has left it.
+    Kill,
     /// A snapshot, made by QEMU.
     Snapshot,
     /// The oldest snapshot away, by QEMU.
@@ -151,6 +157,7 @@ impl fmt::Display for Call {
             Self::Flush => f.write_str("flush"),
             Self::Close => f.write_str("close, open"),
             Self::Drop => f.write_str("drop, open"),
+            Self::Kill => f.write_str("killed, open"),
             Self::Snapshot => f.write_str("close, snapshot by qemu-img, open"),
             Self::Forget => f.write_str("close, oldest snapshot deleted by qemu-img, open"),
         }
@@ -210,6 +217,7 @@ impl Op {
             Self::Flush => Call::Flush,
             Self::Close => Call::Close,
             Self::Drop => Call::Drop,
+            Self::Kill => Call::Kill,
             Self::Snapshot if shape.can_snapshot() => Call::Snapshot,
             Self::Forget if shape.can_snapshot() => Call::Forget,
             Self::Compress(..) | Self::Snapshot | Self::Forget => return None,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! For a suite that calls itself `CRASH`, `CRASH_PROGRAMS` is how many, `CRASH_SECONDS` how long,
-//! `CRASH_SEED` what is drawn. Callers: the suites of the image writer.
+//! `CRASH_SEED` what is drawn; `SHRINK_SECONDS` bounds the making small. Callers: the suites of the image writer.
 
 use std::env;
 use std::fmt::Display;
@@ -18,8 +18,8 @@ use proptest::strategy::{Strategy, ValueTree};
 use crate::random::Random;
 use crate::tool::tell;
 
-/// How long a failing value may be made smaller.
-const SHRINKING: Duration = Duration::from_secs(90);
+/// How long a failing value may be made smaller, in seconds, unless `SHRINK_SECONDS` says otherwise.
+const SHRINKING: u64 = 90;
 
 /// How much is tried.
 #[derive(Clone, Debug)]
@@ -102,9 +102,11 @@ fn shrink<T: ValueTree>(
     mut attempt: impl FnMut(&T::Value) -> Result<(), String>,
 ) -> (T::Value, String) {
     let started = Instant::now();
+    let limit = env::var("SHRINK_SECONDS").map_or(SHRINKING, |text| text.parse().unwrap());
+    let limit = Duration::from_secs(limit);
     let (mut smallest, mut error) = (tree.current(), first);
     let mut goes_on = tree.simplify();
-    while goes_on && started.elapsed() < SHRINKING {
+    while goes_on && started.elapsed() < limit {
         let value = tree.current();
         goes_on = match attempt(&value) {
             Err(other) => {

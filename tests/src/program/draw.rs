@@ -103,6 +103,30 @@ pub fn shape() -> impl Strategy<Value = Shape> + use<> {
     })
 }
 
+/// Programs of some operations more than `most` in which the refcount table has to grow: an image of
+/// 2 MiB is all that one cluster of it counts.
+pub fn growing(most: usize) -> impl Strategy<Value = Program> {
+    let small = shape().prop_map(|mut shape| {
+        (shape.version, shape.cluster_bits, shape.refcount_bits) = (3, 9, 64);
+        (shape.extended_l2, shape.data_file) = (false, None);
+        shape.disk = 2 << 20;
+        if let Some(backing) = &mut shape.backing {
+            backing.length = backing.length.min(3 << 20);
+        }
+        shape.possible()
+    });
+    (small, ops(most), ops(most), 0..4_u16).prop_map(|(shape, first, last, short)| {
+        let fill = |cluster, eighths: u16| {
+            let place = Place { cluster, inside: 0, unit: Unit::Cluster };
+            Op::Write(place, Span { count: eighths - 1, unit: Unit::Disk }, Fill::Noise)
+        };
+        // Nearly full, and then full.
+        let ends = [fill(0, 7), fill(7 * 512 - short * 100, 1)];
+        let ops = [&first[..], &ends[..1], &[Op::Flush], &last[..], &ends[1..], &last[..]].concat();
+        Program { shape, ops }
+    })
+}
+
 /// At most `most` operations.
 pub fn ops(most: usize) -> impl Strategy<Value = Vec<Op>> + use<> {
     vec(op(), 1..=most)
@@ -121,6 +145,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Flush),
         1 => Just(Op::Close),
         1 => Just(Op::Drop),
+        1 => Just(Op::Kill),
         1 => Just(Op::Snapshot),
         1 => Just(Op::Forget),
     ]

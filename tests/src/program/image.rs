@@ -211,19 +211,21 @@ impl Target for ImageTarget<'_> {
     }
 
     fn call(&mut self, call: &Call, change: Option<&Change>, name: &str) -> Result<bool, Failure> {
-        let before = self.faults.struck().len();
+        let before = self.faults.failed().len();
         let flush_failed = self.flush_failed;
         let happened = self.happen(call, change, name);
-        let struck = self.faults.struck().split_off(before);
+        let failed = self.faults.failed().split_off(before);
         // Space that is not given back, or not taken ahead of time, harms nobody; and a drop has
         // nobody to tell.
         let harmless = |kind: &Kind| matches!(kind, Kind::Punch | Kind::Allocate);
         let ends = matches!(call, Call::Drop | Call::Kill);
-        if happened.is_ok() && !ends && !struck.iter().all(harmless) {
-            self.swallowed = Some(format!("{call} succeeded though {struck:?} failed"));
+        if happened.is_ok() && !ends && !failed.iter().all(harmless) {
+            self.swallowed = Some(format!("{call} succeeded though {failed:?} failed"));
         }
-        self.flush_failed |= struck.contains(&Kind::Flush);
         let flushes = matches!(call, Call::Flush | Call::Close | Call::Snapshot | Call::Forget);
+        // Those end with another image, which has lost nothing.
+        let ends = ends || flushes && *call != Call::Flush;
+        self.flush_failed |= failed.contains(&Kind::Flush) && !ends;
         if happened.is_ok() && flush_failed && flushes {
             self.swallowed = Some(format!("{call} succeeded after a flush had failed"));
         }

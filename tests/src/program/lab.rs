@@ -79,7 +79,9 @@ impl Lab {
     pub fn create_by_qemu(&self) -> Vec<Sparse> {
         let mut options = self.shape.qemu_options();
         if self.shape.data_file.is_some() {
-            options.push_str(",data_file=data");
+            // QEMU takes a relative name to be in the folder it was started in.
+            options.push_str(",data_file=");
+            options.push_str(text(&self.path("data")));
         }
         let size = self.shape.disk.to_string();
         let mut arguments = vec!["create", "-q", "-f", "qcow2", "-o", &options];

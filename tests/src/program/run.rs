@@ -11,7 +11,7 @@
 use std::error::Error;
 use std::ops::Range;
 
-use super::{Call, Program, Shape};
+use super::{Call, Program, Settles, Shape};
 use crate::model::{Change, Foreign, Model, SECTOR, stamp};
 use crate::recording;
 
@@ -52,8 +52,8 @@ pub struct Step {
     pub done: Option<Change>,
     /// Its events.
     pub events: Range<usize>,
-    /// Whether it made everything durable.
-    pub settles: bool,
+    /// What it made durable.
+    pub settles: Settles,
     /// Why it failed.
     pub failed: Option<String>,
 }
@@ -80,6 +80,16 @@ pub struct History {
     pub kept: Vec<Kept>,
     /// The disk at the end.
     pub model: Model,
+}
+
+impl History {
+    /// The number of events before the first call that failed, or that found what a killed process
+    /// had left.
+    #[must_use]
+    pub fn smooth(&self) -> usize {
+        let rough = |step: &&Step| step.failed.is_some() || step.call == Call::Kill;
+        self.steps.iter().find(rough).map_or(usize::MAX, |step| step.events.start)
+    }
 }
 
 /// Runs a program; calls that fail are noted if `tolerant`, and end it otherwise.
@@ -136,16 +146,18 @@ fn step(
     let uncertain =
         failed.is_some() || matches!(call, Call::Discard { .. }) && shape.may_keep_discarded();
     let mut done = begun.clone();
-    if uncertain && let Some(change) = &begun {
+    // Whoever was killed, or could not close, leaves what was flushed, and may leave the rest.
+    let ends = matches!(call, Call::Close | Call::Drop | Call::Snapshot | Call::Forget);
+    if *call == Call::Kill || tolerant && ends && (failed.is_some() || *call == Call::Drop) {
+        done = Some(survivors(target, &history.model)?);
+    } else if uncertain && let Some(change) = &begun {
         done = Some(adopt(target, &history.model, change)?);
     }
     if let Some(change) = &done {
         history.model.apply(change);
     }
-    let settles = failed.is_none() && shape.settles(call);
-    if settles {
-        history.model.settle();
-    }
+    let settles = if failed.is_none() { shape.settles(call) } else { Settles::Nothing };
+    settle(&mut history.model, settles, begun.as_ref());
     let events = start..target.position();
     if *call == Call::Snapshot && !refused {
         let content = history.model.now().to_vec();
@@ -153,6 +165,14 @@ fn step(
     }
     history.steps.push(Step { call: *call, begun: begun.clone(), done, events, settles, failed });
     look(target, &history.model, begun.as_ref(), tolerant)
+}
+
+fn settle(model: &mut Model, settles: Settles, change: Option<&Change>) {
+    match (settles, change) {
+        (Settles::All, _) => model.settle(),
+        (Settles::Change, Some(change)) => model.settle_change(change),
+        _ => {}
+    }
 }
 
 /// What a call writes.
@@ -177,6 +197,14 @@ fn adopt(target: &mut impl Target, model: &Model, change: &Change) -> Result<Cha
     new.begin(change);
     new.judge(&found, start).map_err(|foreign| foreign.to_string())?;
     Ok(Change::new(start, found))
+}
+
+/// What is read of a disk whose writer has ended without a flush.
+fn survivors(target: &mut impl Target, model: &Model) -> Result<Change, String> {
+    let mut found = vec![0xa5; model.now().len()];
+    target.read(&mut found, 0).map_err(|error| format!("then reading: {error}"))?;
+    model.judge(&found, 0).map_err(|foreign| format!("after its end: {foreign}"))?;
+    Ok(Change::new(0, found))
 }
 
 /// The whole sectors a change touches.
@@ -251,9 +279,7 @@ impl<'a> Timeline<'a> {
             if let Some(change) = &step.done {
                 self.model.apply(change);
             }
-            if step.settles {
-                self.model.settle();
-            }
+            settle(&mut self.model, step.settles, step.begun.as_ref());
             (self.steps, self.begun) = (rest, false);
         }
         &self.model

@@ -15,6 +15,7 @@ use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions};
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::{ClusterBits, RefcountOrder};
 
+use super::Call;
 use crate::model::{Fill, stamp};
 
 /// When what was written is durable.
@@ -26,6 +27,17 @@ pub enum Durability {
     Flush,
     /// After every call.
     Full,
+}
+
+/// What a call makes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settles {
+    /// Nothing.
+    Nothing,
+    /// What it changed.
+    Change,
+    /// Everything so far.
+    All,
 }
 
 /// What an overlay stands on.
@@ -184,12 +196,22 @@ impl Shape {
         self.version == 2 && self.backing.is_some()
     }
 
-    /// Whether `call` makes everything before it durable, as far as the image promises anything.
+    /// What is durable once `call` has succeeded, as far as the image promises anything. What an
+    /// earlier call has failed to write is another matter, until a flush.
     #[must_use]
-    pub fn settles(&self, call: &super::Call) -> bool {
-        use super::Call::{Compress, Discard, Write, Zero};
-        let changes = matches!(call, Write { .. } | Zero { .. } | Discard { .. } | Compress { .. });
-        self.durability != Durability::Flush || !changes
+    pub fn settles(&self, call: &Call) -> Settles {
+        use Call::{Compress, Discard, Kill, Write, Zero};
+        match (call, self.durability) {
+            (Kill, _) => Settles::Nothing,
+            (Write { .. } | Zero { .. } | Discard { .. } | Compress { .. }, durability) => {
+                if durability == Durability::Flush {
+                    Settles::Nothing
+                } else {
+                    Settles::Change
+                }
+            }
+            _ => Settles::All,
+        }
     }
 }
 

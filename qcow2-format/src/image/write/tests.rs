@@ -299,6 +299,28 @@ fn what_the_backing_file_holds_is_not_taken_for_zeros() {
 }
 
 #[test]
+fn a_panic_of_what_reads_below_leaves_nobody_waiting() {
+    let backing = BackingFile::new("base", BackingFormat::Raw);
+    let storage = new_image(&options().backing(backing));
+    let image = open(&storage).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        image.write_over::<Error>(&[1; 10], GuestOffset(700), |_, _| panic!("on purpose"))
+    }));
+    assert!(panicked.is_err());
+    let free = image.lock().next;
+    let below = |part: &mut [u8], _| {
+        part.fill(3);
+        Ok::<_, Error>(())
+    };
+    image.write_over(&[1; 10], GuestOffset(700), below).unwrap();
+    // What had been handed out was given back.
+    assert_eq!(image.lock().next, free + 1);
+    let mut found = [0; 512];
+    image.read_at(&mut found, GuestOffset(512)).unwrap();
+    assert_eq!((found[0], found[188], found[198]), (3, 1, 3));
+}
+
+#[test]
 fn requests_that_do_not_fit_are_refused() {
     let storage = written();
     let image = open(&storage).unwrap();
