@@ -55,7 +55,8 @@ fn model(program: &Program, lab: &Lab) -> Result<(usize, usize), String> {
     let clean = (findings.sound(), findings.leaks, findings.dirty) == (Ok(()), 0, false);
     // A killed writer may leave clusters that are counted and not used, and nothing else.
     let killed = history.steps.iter().any(|step| step.call == Call::Kill);
-    if !clean && !(killed && !findings.dirty && findings.sound().is_ok()) {
+    let by_a_kill = killed && !findings.dirty && findings.sound().is_ok();
+    if !clean && !by_a_kill {
         return Err(format!("closed: {findings:?}"));
     }
     let disk = content(&files, &shape.base(), None).map_err(|error| format!("closed: {error}"))?;

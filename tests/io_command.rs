@@ -5,67 +5,23 @@
 //!               └─▶ disk-engine io ──▶ standard output, standard error, exit status ─┴─▶ equal
 //! ```
 //!
-//! Not compared are times, the programs' names, and what a command is said to do: that is in each
-//! program's own words.
+//! Not compared is what `testkit::told` leaves out. What writes is the suite `io_write_command`.
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use testkit::qemu::img_in;
+use testkit::told::Told;
 use testkit::tool::{available, memory_folder};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
 
-/// What a program did, without what may differ.
-#[derive(Debug, PartialEq, Eq)]
-struct Told {
-    stdout: Vec<String>,
-    stderr: Vec<String>,
-    exit: Option<i32>,
-}
-
-impl Told {
-    fn of(output: &Output) -> Self {
-        let lines = |bytes: &[u8]| -> Vec<String> {
-            String::from_utf8_lossy(bytes).lines().map(masked).collect()
-        };
-        Self {
-            stdout: lines(&output.stdout),
-            stderr: lines(&output.stderr),
-            exit: output.status.code(),
-        }
-    }
-}
-
-/// A line without what may differ.
-fn masked(line: &str) -> String {
-    if let Some((amount, _)) = line.split_once(" ops; ") {
-        return format!("{amount} ops");
-    }
-    let name = line.split(' ').next().unwrap_or_default();
-    let usage = line.contains(" -- ") && name.bytes().all(|byte| byte.is_ascii_lowercase());
-    if usage {
-        return format!("how {name} is used");
-    }
-    let fields: Vec<_> = line.split(',').collect();
-    if fields.len() == 5 && fields[2].starts_with("0:00:") {
-        return format!("{},{}, for a program", fields[0], fields[1]);
-    }
-    let line = line.strip_prefix("qemu-io: ").or_else(|| line.strip_prefix("disk-engine: "));
-    line.map_or_else(|| fields.join(","), |words| format!("PROGRAM: {words}"))
-}
-
 /// Runs both programs with the same options, image and commands.
 fn both(folder: &Path, options: &[&str], image: &str, commands: &[&str]) -> (Told, Told) {
     let run = |program: &str, first: &[&str]| {
-        let mut command = Command::new(program);
-        command.current_dir(folder).args(first).args(options).arg(image).stdin(Stdio::null());
-        for line in commands {
-            command.args(["-c", line]);
-        }
-        Told::of(&command.output().unwrap())
+        Told::by(program, folder, &[first, options, &[image]].concat(), commands)
     };
     (run("qemu-io", &[]), run(ENGINE, &["io"]))
 }

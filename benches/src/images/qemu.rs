@@ -51,7 +51,7 @@ pub fn bench(image: &Path, walk: &Walk, doing: Doing) -> Duration {
 ///
 /// # Panics
 ///
-/// See [`bench`].
+/// See [`bench()`].
 pub fn img(arguments: &[&dyn AsRef<OsStr>]) -> String {
     output(Command::new("qemu-img").args(arguments))
 }

@@ -38,7 +38,7 @@ use crate::cli::Output;
 use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::error::{Error, Result};
-use opening::{Discard, Opening};
+use opening::{Cache, Discard, Mode, Opening};
 use session::Session;
 
 /// What a person is asked with.
@@ -59,12 +59,28 @@ pub(crate) struct Arguments {
     /// Only read it
     #[arg(long, short = 'r', requires = "file")]
     read_only: bool,
+    /// With -r, even while others write to it; what is read may then be of no single moment
+    #[arg(long, short = 'U', requires = "file")]
+    force_share: bool,
     /// The image's format; without it a file that begins as qcow2 is taken for that
     #[arg(long, short = 'f', value_enum, requires = "file")]
     format: Option<Format>,
-    /// What discard does
-    #[arg(long, short = 'd', value_enum, default_value = "unmap")]
-    discard: Discard,
+    /// What discard does; unmap if nothing is said
+    #[arg(long, short = 'd', value_enum, value_name = "MODE", requires = "file")]
+    discard: Option<Discard>,
+    /// When what is written is durable; writethrough if nothing is said
+    #[arg(
+        long,
+        short = 't',
+        value_enum,
+        value_name = "MODE",
+        requires = "file",
+        overrides_with = "nocache"
+    )]
+    cache: Option<Cache>,
+    /// Short for -t none
+    #[arg(long, short = 'n', requires = "file", overrides_with = "cache")]
+    nocache: bool,
     #[command(flatten)]
     follow: Follow,
 }
@@ -72,8 +88,16 @@ pub(crate) struct Arguments {
 /// Returns the exit code: whether every command did what it should.
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<ExitCode> {
     let mut opening = Opening {
-        read_only: arguments.read_only,
-        discard: arguments.discard,
+        mode: Mode {
+            read_only: arguments.read_only,
+            shared: arguments.force_share,
+            discard: arguments.discard.unwrap_or_default(),
+            cache: if arguments.nocache {
+                Cache::None
+            } else {
+                arguments.cache.unwrap_or_default()
+            },
+        },
         policy: arguments.follow.policy(),
         data_files: arguments.follow.data_files(),
     };
@@ -81,8 +105,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<ExitCode> {
         Some(file) => Some(opening.open(file, arguments.format)?),
         None => None,
     };
-    // A disk that a command opens later has to be called read-only there.
-    opening.read_only = false;
+    // How a disk is opened later is said where that is asked for.
+    opening.mode = Mode::default();
     let mut session = Session::new(opening, output);
     session.disk = disk;
     if arguments.commands.is_empty() {

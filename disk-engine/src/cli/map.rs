@@ -9,8 +9,8 @@ use crate::cli::follow::Follow;
 use crate::cli::output::is_hidden;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, size};
-use crate::disk::DiskOptions;
 use crate::disk::chain::probe_top;
+use crate::disk::{DiskOptions, Locking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::map::{MapEntry, MapOptions, map};
 
@@ -34,6 +34,9 @@ pub(crate) struct Arguments {
     /// How much of the disk to show
     #[arg(long, short = 'l', value_name = "LENGTH", value_parser = size::parse)]
     max_length: Option<u64>,
+    /// Even while others write to it; what is shown may then be of no single moment
+    #[arg(long, short = 'U')]
+    force_share: bool,
     #[command(flatten)]
     follow: Follow,
 }
@@ -54,6 +57,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         policy: arguments.follow.policy(),
         data_files: arguments.follow.data_files(),
         snapshot: arguments.snapshot,
+        locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
         ..DiskOptions::default()
     };
     let options = MapOptions { disk, start: arguments.start_offset, length: arguments.max_length };

@@ -285,7 +285,9 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         Format::Request(what) => {
             let kind = match what {
                 RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
-                RequestError::ReadOnly { .. } => ErrorKind::Unsupported,
+                RequestError::ReadOnly { .. } | RequestError::CompressedWithDataFile => {
+                    ErrorKind::Unsupported
+                }
                 _ => ErrorKind::InvalidInput,
             };
             Error::new(kind, "the qcow2 image does not have what was asked for")
@@ -326,6 +328,9 @@ pub(crate) fn open_image(path: &Path, options: &mut OpenOptions) -> Result<File>
     Ok(file)
 }
 
+/// What a qcow2 image begins with.
+pub(crate) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
 /// The format `file` seems to have, for a file the caller itself names on a command line. Never
 /// for a backing file: what a guest wrote into a raw disk decides nothing.
 ///
@@ -337,5 +342,5 @@ pub fn probe_top(path: &Path) -> Result<BaseFormat> {
     let count = open_top(path)?
         .read_full_at(&mut magic, 0)
         .map_err(|error| Error::io("read the first bytes of", path, error))?;
-    Ok(if count == 4 && magic == *b"QFI\xfb" { BaseFormat::Qcow2 } else { BaseFormat::Raw })
+    Ok(if count == 4 && magic == QCOW2_MAGIC { BaseFormat::Qcow2 } else { BaseFormat::Raw })
 }

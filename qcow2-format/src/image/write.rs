@@ -258,9 +258,21 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     fn lock_for(&self, range: &Range<u64>) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         while state.is_busy(range) {
+            state.waiting += 1;
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         state
+    }
+
+    /// Lets go of the state after clusters were given a new place, or not. Those who wait for that
+    /// are told; if nobody does, the system is not called.
+    fn unlock_settled(&self, state: MutexGuard<'_, State>) {
+        let awaited = state.waiting > 0;
+        drop(state);
+        if awaited {
+            self.settled.notify_all();
+        }
     }
 
     /// Makes sure that the image may be written, and sets the marks that go before a first write.

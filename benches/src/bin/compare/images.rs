@@ -46,6 +46,11 @@ pub fn measure(setting: &Setting) -> Vec<Table> {
     tables
 }
 
+/// How many rounds: a request takes so little time that more of them cost little.
+fn rounds(setting: &Setting) -> usize {
+    2 * setting.rounds - 1
+}
+
 /// Adds the time of one of `count` requests that took `time` together.
 fn add(samples: &mut Samples, time: Duration, count: u64) {
     let count = u32::try_from(count).expect("some thousands of requests");

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::cli::io::command::{self, ALL};
 use crate::cli::io::number;
-use crate::cli::io::opening::Discard;
+use crate::cli::io::opening::{Cache, Discard};
 use crate::cli::io::outcome::{Failure, Outcome};
 use crate::cli::io::session::Session;
 use crate::cli::io::words::Words;
@@ -16,18 +16,25 @@ use crate::cli::overlay::Format;
 use crate::error::{Error, ErrorKind};
 
 pub(super) fn open(session: &mut Session<'_>, name: &str, words: &[&str]) -> Outcome {
-    let mut words = Words::new(name, "d:o:r", words);
+    let mut words = Words::new(name, "d:no:rt:U", words);
     let mut opening = session.opening.clone();
     let mut format = None;
     while let Some((letter, value)) = words.option()? {
         match letter {
             'd' => {
                 let mode = Discard::from_str(value, false);
-                opening.discard =
+                opening.mode.discard =
                     mode.map_err(|_| wrong(format!("Invalid discard option: {value}")))?;
             }
+            'n' => opening.mode.cache = Cache::None,
             'o' => format = Some(driver(value)?),
-            _ => opening.read_only = true,
+            't' => {
+                let mode = Cache::from_str(value, false);
+                opening.mode.cache =
+                    mode.map_err(|_| wrong(format!("Invalid cache option: {value}")))?;
+            }
+            'U' => opening.mode.shared = true,
+            _ => opening.mode.read_only = true,
         }
     }
     let operands = words.operands();

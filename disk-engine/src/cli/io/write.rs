@@ -19,7 +19,7 @@ use crate::cli::io::session::Session;
 use crate::cli::io::target::Writer;
 use crate::cli::io::timing::Done;
 use crate::cli::io::words::Words;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What is written if nothing is said.
 const PATTERN: u8 = 0xcd;
@@ -57,7 +57,9 @@ pub(super) fn write(session: &mut Session<'_>, name: &str, words: &[&str]) -> Ou
         return Err(no_saved_state("write"));
     }
     let change = |writer: &dyn Writer| {
-        if options.zeros {
+        if options.quick && !writer.zeroes_are_quick(range.offset, range.length)? {
+            Err(Error::new(ErrorKind::Unsupported, "zeros there are not sure to be quick"))
+        } else if options.zeros {
             writer.write_zeroes(range.offset, range.length, options.unmap)
         } else if options.compressed {
             writer.write_compressed(&bytes, range.offset)

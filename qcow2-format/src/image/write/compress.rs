@@ -127,8 +127,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             self.unlink(&mut state, Place::Clusters(clusters), false);
         }
         state.busy.retain(|busy| *busy != range);
-        drop(state);
-        self.settled.notify_all();
+        self.unlock_settled(state);
         linked.map(|()| descriptor.is_some())
     }
 

@@ -13,6 +13,7 @@
 //! Callers: disk-engine's `disk`.
 
 use std::io::ErrorKind;
+use std::mem;
 use std::ops::Range;
 
 use crate::address::{GuestOffset, HostOffset};
@@ -43,6 +44,20 @@ pub(super) struct Move {
     pub(super) old: Vec<L2Entry>,
     /// What was handed out for them, if anything was.
     pub(super) room: Option<Room>,
+}
+
+/// Dropped where `below` panics: nobody waits for clusters that nobody moves any more.
+struct Unwound<'a, S: WriteAt + Sync> {
+    image: &'a WritableImage<S>,
+    moving: &'a Move,
+}
+
+impl<S: WriteAt + Sync> Drop for Unwound<'_, S> {
+    fn drop(&mut self) {
+        let panicked = Error::io("copy what surrounds a write", self.moving.guest);
+        let panicked = Err(panicked(ErrorKind::Interrupted.into()));
+        let _: Result<()> = self.image.end_move(self.moving, panicked, |_| Ok(()));
+    }
 }
 
 impl Move {
@@ -163,7 +178,9 @@ impl<S: WriteAt + Sync> WritableImage<S> {
                     let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
                     let length = length.min(rest.len());
                     let piece = rest.get(..length).unwrap_or_default();
+                    let unwound = Unwound { image: self, moving: &moving };
                     let written = self.write_moving(&moving, piece, at, below);
+                    mem::forget(unwound);
                     let range = at..at.saturating_add(length as u64);
                     self.end_move(&moving, written, |state| self.link(state, &moving, &range))?;
                     length
@@ -457,8 +474,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         let end = moving.end(self.image.geometry().cluster_bits.bytes());
         state.busy.retain(|busy| *busy != (moving.guest..end));
-        drop(state);
-        self.settled.notify_all();
+        self.unlock_settled(state);
         ended
     }
 

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) payload_end: Option<u64>,
     /// Guest offsets of clusters that somebody is giving a new place.
     pub(super) busy: Vec<Range<u64>>,
+    /// How many threads wait for one of those.
+    pub(super) waiting: usize,
     pub(super) unlinked: Vec<Unlinked>,
     /// L2 tables that no L1 entry in the file names yet.
     pub(super) new_tables: BTreeSet<u64>,
@@ -85,6 +87,7 @@ impl State {
             fresh: cluster_bits.clusters(file_length).saturating_mul(cluster_bits.bytes()),
             payload_end: None,
             busy: Vec::new(),
+            waiting: 0,
             unlinked: Vec::new(),
             new_tables: BTreeSet::new(),
             changed_l1: BTreeSet::new(),

@@ -299,6 +299,28 @@ fn what_the_backing_file_holds_is_not_taken_for_zeros() {
 }
 
 #[test]
+fn a_panic_of_what_reads_below_leaves_nobody_waiting() {
+    let backing = BackingFile::new("base", BackingFormat::Raw);
+    let storage = new_image(&options().backing(backing));
+    let image = open(&storage).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        image.write_over::<Error>(&[1; 10], GuestOffset(700), |_, _| panic!("on purpose"))
+    }));
+    assert!(panicked.is_err());
+    let free = image.lock().next;
+    let below = |part: &mut [u8], _| {
+        part.fill(3);
+        Ok::<_, Error>(())
+    };
+    image.write_over(&[1; 10], GuestOffset(700), below).unwrap();
+    // What had been handed out was given back.
+    assert_eq!(image.lock().next, free + 1);
+    let mut found = [0; 512];
+    image.read_at(&mut found, GuestOffset(512)).unwrap();
+    assert_eq!((found[0], found[188], found[198]), (3, 1, 3));
+}
+
+#[test]
 fn requests_that_do_not_fit_are_refused() {
     let storage = written();
     let image = open(&storage).unwrap();
@@ -458,4 +480,41 @@ fn write_own_sectors(image: &WritableImage<&Memory>, owner: u64, sectors: u64) -
         last.insert(sector, value);
     }
     last.into_iter().collect()
+}
+
+#[test]
+fn what_surrounds_a_write_comes_along() {
+    let below: Vec<u8> = (0..5000_u32).map(|at| u8::try_from(at % 251 + 1).unwrap()).collect();
+    let read = |part: &mut [u8], at: GuestOffset| {
+        part.fill(0);
+        let start = usize::try_from(at.0).unwrap().min(below.len());
+        let count = part.len().min(below.len() - start);
+        part[..count].copy_from_slice(&below[start..start + count]);
+        Ok::<(), Error>(())
+    };
+    // Less than a cluster, its start, its end, across two, more than one, past the end below; into
+    // new places, and into those that clusters were given up at.
+    let requests =
+        [(10, 20), (512, 100), (1500, 36), (2000, 100), (2600, 1300), (4900, 200), (6000, 1)];
+    for reused in [false, true] {
+        let storage = new_image(&options());
+        let options = WriteOptions::new().durability(Durability::None).below(5000);
+        let image = WritableImage::open(&storage, &options).unwrap();
+        let size = image.virtual_size();
+        let mut model = vec![0; usize::try_from(size).unwrap()];
+        model[..5000].copy_from_slice(&below);
+        if reused {
+            let junk = size - 16 * CLUSTER..size;
+            image.write_at(&[0xee; 16 * 512], GuestOffset(junk.start)).unwrap();
+            image.discard(GuestOffset(junk.start), junk.end - junk.start).unwrap();
+        }
+        for (number, (offset, length)) in (0xd0..).zip(requests) {
+            image.write_over(&vec![number; length], GuestOffset(offset), read).unwrap();
+            let offset = usize::try_from(offset).unwrap();
+            model[offset..offset + length].fill(number);
+        }
+        let mut found = vec![0; model.len()];
+        image.read_over(&mut found, GuestOffset(0), read).unwrap();
+        assert!(found == model, "{reused}");
+    }
 }

@@ -7,7 +7,7 @@ use benches::images::files;
 use benches::images::{Disk, Imago, OursRead, OursWritten, Raw, qemu};
 use qcow2_format::image::Durability;
 
-use super::{MOST_PROCESS_ROUNDS, add, over, told};
+use super::{MOST_PROCESS_ROUNDS, add, over, rounds, told};
 use crate::Setting;
 use crate::samples::Samples;
 use crate::table::Table;
@@ -49,7 +49,7 @@ pub fn measure(setting: &Setting, folder: &Path) -> Table {
             (Box::new(|| Box::new(Raw::open(raw, write))), 0),
         ];
         let [mut ours, mut imago, mut open, mut info] = <[Samples; 4]>::default();
-        for round in 0..setting.rounds {
+        for round in 0..rounds(setting) {
             for ((opener, place), samples) in openers.iter().zip([&mut ours, &mut imago, &mut open])
             {
                 let mut buffer = [0; BLOCK];

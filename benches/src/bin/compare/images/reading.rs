@@ -8,7 +8,7 @@ use benches::images::walk::Walk;
 use benches::images::{Disk, Imago, OursRead, OursWritten, Raw};
 use qcow2_format::image::Durability;
 
-use super::{MOST_PROCESS_ROUNDS, add, bytes, over, told};
+use super::{MOST_PROCESS_ROUNDS, add, bytes, over, rounds, told};
 use crate::Setting;
 use crate::samples::Samples;
 use crate::table::Table;
@@ -35,7 +35,7 @@ pub fn measure(setting: &Setting, files: &Files) -> Table {
     let columns =
         ["", "disk-engine", "imago", "`pread`, raw", "`qemu-img bench`", "over raw", "over imago"];
     let mut table = Table::new("Reading an image, one request", &columns);
-    let rows = rows(files);
+    let rows = all_rows(files);
     for (number, row) in rows.iter().enumerate() {
         eprintln!("images: reading {} of {}, {}", number + 1, rows.len(), row.name());
         let times = row.times(setting, files);
@@ -57,11 +57,11 @@ pub fn measure(setting: &Setting, files: &Files) -> Table {
          1.1× raw at most; compressed ones that repeat 1/10 of imago at most; below 1× imago in \
          every row.",
     );
-    table.note(format!("{} rounds, {MOST_PROCESS_ROUNDS} of QEMU at most.", setting.rounds));
+    table.note(format!("{} rounds, {MOST_PROCESS_ROUNDS} of QEMU at most.", rounds(setting)));
     table
 }
 
-fn rows(files: &Files) -> Vec<Row> {
+fn all_rows(files: &Files) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |kind, scattered, block, threads, count: u64, writable| {
         let size = files.size_of(kind);
@@ -116,7 +116,7 @@ impl Row {
         if let Some(imago) = self.imago(files) {
             self.walk.check(&imago, &raw());
         }
-        for round in 0..setting.rounds {
+        for round in 0..rounds(setting) {
             self.round(self.ours(files).as_ref(), &mut times.ours);
             if let Some(imago) = self.imago(files) {
                 self.round(&imago, &mut times.imago);
