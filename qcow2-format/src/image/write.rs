@@ -31,6 +31,7 @@ mod data;
 mod discard;
 mod flight;
 mod guard;
+mod moving;
 mod options;
 mod preallocate;
 mod rebuild;
