@@ -3,6 +3,7 @@
 //! ```text
 //! policy    which of the names found inside an image may be opened at all
 //! chain     an image and everything it stands on, top first
+//! inspect   what an image says of itself, and nothing else
 //! content   what a disk holds, read anywhere
 //! pad       raw disks made even for direct I/O
 //! raw       a raw image as such
@@ -17,6 +18,7 @@
 
 pub mod chain;
 pub mod content;
+pub mod inspect;
 mod layer;
 mod layers;
 pub mod map;
@@ -29,6 +31,7 @@ mod raw_write;
 pub mod writable;
 
 pub use content::{ContentRun, DiskContent};
+pub use inspect::inspect;
 pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
 pub use opened::{Disk, DiskFile, DiskOptions};
