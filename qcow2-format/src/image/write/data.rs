@@ -53,8 +53,10 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         let written = match self.options.detect_zeroes {
             DetectZeroes::Off => match self.write_pieces(data, offset.0, &mut below) {
-                // Nothing but data was written, and nothing waits because of it.
-                Ok(false) if self.options.durability != Durability::Full => return Ok(()),
+                // Nothing but data was written, and what waits may go on waiting. Where each call
+                // leaves the file right, it may not: the entry that says where the data lies may be
+                // one that an earlier call failed to write, or that another thread is about to.
+                Ok(false) if self.options.durability == Durability::Flush => return Ok(()),
                 written => written.map(|_| ()),
             },
             DetectZeroes::On => self.write_detecting(data, offset.0, ZeroMode::Keep, &mut below),
