@@ -82,6 +82,8 @@ fn every_call_may_fail() {
     // 64 clusters to a refcount block: there is a second one, and a second L2 table.
     let ops = vec![
         Op::Write(at(0), Span { count: 5, unit: Unit::Disk }, Fill::Word),
+        // In place: what the call before could not write has to be in the file as well.
+        Op::Write(at(1), clusters(1), Fill::Word),
         Op::Snapshot,
         Op::Compress(at(2), clusters(3), Fill::Word),
         Op::Write(at(3), clusters(2), Fill::Noise),
