@@ -105,6 +105,11 @@ struct Turns<'a> {
     commands: Vec<String>,
     /// Clusters that anything was done to: QEMU compresses into others only.
     touched: BTreeSet<u64>,
+    /// Those that were compressed in this turn.
+    compressed: BTreeSet<u64>,
+    /// Whether one of those was changed since. QEMU 10.0 goes on putting payloads behind the last
+    /// one, even if that has lost its cluster to an L2 table since, and finds the image corrupt.
+    stale: bool,
     /// The disk as it will be, since QEMU does all its commands at the end.
     disk: Vec<u8>,
 }
@@ -120,6 +125,8 @@ impl<'a> Turns<'a> {
             ours: None,
             commands: Vec::new(),
             touched: BTreeSet::new(),
+            compressed: BTreeSet::new(),
+            stale: false,
             disk: shape.content(),
         }
     }
@@ -144,6 +151,8 @@ impl<'a> Turns<'a> {
             }
             self.commands.clear();
         }
+        self.compressed.clear();
+        self.stale = false;
         self.turn = next.unwrap_or(self.turn);
         Ok(())
     }
@@ -163,11 +172,8 @@ impl<'a> Turns<'a> {
             Call::Write { offset, .. } => source("", offset, self.lab, number),
             Call::Compress { offset, length, .. } => {
                 let mut clusters = self.clusters(offset, length);
-                let what = if clusters.any(|cluster| self.touched.contains(&cluster)) {
-                    ""
-                } else {
-                    "-c "
-                };
+                let plain = self.stale || clusters.any(|cluster| self.touched.contains(&cluster));
+                let what = if plain { "" } else { "-c " };
                 source(what, offset, self.lab, number)
             }
             Call::Zero { offset, length, unmap } => {
@@ -208,6 +214,10 @@ impl Target for Turns<'_> {
         }
         if let Some(change) = change {
             let clusters = self.clusters(change.offset, change.data.len() as u64);
+            self.stale |= clusters.clone().any(|cluster| self.compressed.contains(&cluster));
+            if matches!(call, Call::Compress { .. }) {
+                self.compressed.extend(clusters.clone());
+            }
             self.touched.extend(clusters);
         }
         if matches!(call, Call::Flush | Call::Close) {
