@@ -11,11 +11,15 @@
 //! read has changed meanwhile: who changes a value replaces it here, and a value read before the
 //! latest change is not put. Callers: `tables`, `payload`.
 
+pub(super) mod hash;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use hash::PlaceHash;
 
 pub(super) struct Cache<K, V> {
     entries: RwLock<Entries<K, V>>,
@@ -23,7 +27,7 @@ pub(super) struct Cache<K, V> {
 }
 
 struct Entries<K, V> {
-    values: HashMap<K, (V, AtomicBool)>,
+    values: HashMap<K, (V, AtomicBool), PlaceHash>,
     /// Every key once, and perhaps some that were forgotten.
     round: VecDeque<K>,
     /// How often a value was changed.
@@ -33,7 +37,7 @@ struct Entries<K, V> {
 impl<K: Copy + Eq + Hash, V: Clone> Cache<K, V> {
     /// Room for `capacity` values, at least one.
     pub(super) fn new(capacity: usize) -> Self {
-        let entries = Entries { values: HashMap::new(), round: VecDeque::new(), changes: 0 };
+        let entries = Entries { values: HashMap::default(), round: VecDeque::new(), changes: 0 };
         Self { entries: RwLock::new(entries), capacity: capacity.max(1) }
     }
 

@@ -16,6 +16,7 @@ use crate::address::{HostCluster, HostOffset};
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::header::Header;
+use crate::image::cache::hash::PlaceHash;
 use crate::io::{ReadAt, WriteAt, read_table, zeroed};
 use crate::refcount;
 
@@ -38,7 +39,7 @@ pub(super) struct Counts {
     table_offset: HostOffset,
     table: Vec<u64>,
     new_blocks: BTreeSet<usize>,
-    pieces: HashMap<u64, Piece>,
+    pieces: HashMap<u64, Piece, PlaceHash>,
     /// The bytes of pieces that differ from the file.
     changed: BTreeMap<u64, Range<usize>>,
     capacity: usize,
@@ -72,24 +73,25 @@ impl Counts {
         let count = u64::from(header.refcount_table_clusters()) * cluster_bytes / TABLE_ENTRY_BYTES;
         let table = read_table(storage, table_offset.0, count, "read the refcount table")?;
         let mut seen = BTreeSet::new();
-        let mut at = table_offset.0;
-        for block in table.iter().copied() {
+        // Most entries of most tables name no block.
+        for (index, block) in (0_u64..).zip(&table).filter(|(_, block)| **block != 0) {
+            let block = *block;
             let violation = if block & TABLE_RESERVED != 0 {
                 Some(Violation::ReservedBits { bits: block & TABLE_RESERVED })
             } else if !geometry.cluster_bits.is_aligned(block) {
                 Some(Violation::Unaligned { cluster_size: cluster_bytes })
             } else if block >= file_length {
                 Some(Violation::StartsBeyondFile { file_length })
-            } else if block != 0 && !seen.insert(block) {
+            } else if !seen.insert(block) {
                 Some(Violation::DuplicateRefcountBlock)
             } else {
                 None
             };
             if let Some(violation) = violation {
                 let field = "refcount table entry";
-                return Err(FieldError { field, value: block, offset: at, violation }.into());
+                let offset = table_offset.0.saturating_add(index * TABLE_ENTRY_BYTES);
+                return Err(FieldError { field, value: block, offset, violation }.into());
             }
-            at = at.saturating_add(TABLE_ENTRY_BYTES);
         }
         let capacity = usize::try_from(cache_bytes / PIECE_BYTES).unwrap_or(usize::MAX).max(2);
         Ok(Self {
@@ -97,7 +99,7 @@ impl Counts {
             table_offset,
             table,
             new_blocks: BTreeSet::new(),
-            pieces: HashMap::new(),
+            pieces: HashMap::default(),
             changed: BTreeMap::new(),
             capacity,
             clock: 0,

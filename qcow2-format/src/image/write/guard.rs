@@ -13,6 +13,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::ClusterBits;
+use crate::image::cache::hash::PlaceHash;
 
 /// A kind of metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +61,13 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Guard {
     cluster_bits: ClusterBits,
-    clusters: HashMap<u64, u8>,
+    clusters: HashMap<u64, u8, PlaceHash>,
 }
 
 impl Guard {
     pub(super) fn new(cluster_bits: ClusterBits) -> Self {
-        let clusters = HashMap::from([(0, Kind::Header.bit())]);
+        let mut clusters = HashMap::default();
+        clusters.insert(0, Kind::Header.bit());
         Self { cluster_bits, clusters }
     }
 
