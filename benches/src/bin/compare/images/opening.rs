@@ -78,8 +78,8 @@ pub fn measure(setting: &Setting, folder: &Path) -> Table {
         ]);
     }
     table.note(
-        "Closing included. Raw is a file of 1 GiB. `qemu-img info` is all of a process. Below 1× imago \
-         in every row.",
+        "Closing included. Raw is a file of 1 GiB. `qemu-img info` is all of a process. To hold: below 1× \
+         imago in every row.",
     );
     table
 }
