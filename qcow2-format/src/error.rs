@@ -288,6 +288,9 @@ pub enum Violation {
     /// A cluster in use whose refcount is zero.
     #[error("what it names is in use and has a refcount of 0")]
     UnusedInUse,
+    /// An L2 table that two entries of the active L1 table name.
+    #[error("another entry of the L1 table names the same L2 table")]
+    SharedL2Table,
     /// A refcount that its width cannot count any further.
     #[error("refcounts of {bits} bits do not count any further")]
     RefcountOverflow {

@@ -45,7 +45,14 @@ impl<S: ReadAt + Sync> Image<S> {
         while !rest.is_empty() {
             let run = self.run_at(GuestOffset(at), rest.len() as u64)?;
             let length = usize::try_from(run.length).unwrap_or(usize::MAX).min(rest.len());
-            let (part, behind) = mem::take(&mut rest).split_at_mut(length);
+            let all = mem::take(&mut rest);
+            if run.kind == RunKind::Compressed {
+                let filled = self.read_compressed(all.get_mut(..length).unwrap_or_default(), at)?;
+                at = at.saturating_add(filled as u64);
+                rest = all.get_mut(filled..).unwrap_or_default();
+                continue;
+            }
+            let (part, behind) = all.split_at_mut(length);
             match run.kind {
                 RunKind::Unallocated { .. } => below(part, GuestOffset(at))?,
                 RunKind::Zero { .. } => part.fill(0),
@@ -56,7 +63,7 @@ impl<S: ReadAt + Sync> Image<S> {
                         .map_err(Error::io("read guest data", host.0))?;
                     part.get_mut(count..).unwrap_or_default().fill(0);
                 }
-                RunKind::Compressed => self.read_compressed(part, at)?,
+                RunKind::Compressed => {}
             }
             at = at.saturating_add(length as u64);
             rest = behind;
@@ -84,7 +91,9 @@ impl<S: ReadAt + Sync> Image<S> {
         Ok(())
     }
 
-    fn read_compressed(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills as much of `buffer` as is compressed; says how much that was. It may be less than a
+    /// look at the tables said before: somebody may write meanwhile.
+    fn read_compressed(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let wanted = self.wanted(buffer, offset)?;
         let bytes: usize = wanted.iter().map(|wanted| wanted.into.len()).sum();
         let threads = self.threads.min(wanted.len()).min(bytes / BYTES_PER_THREAD);
@@ -104,11 +113,11 @@ impl<S: ReadAt + Sync> Image<S> {
         }
         match queue.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
-            None => Ok(()),
+            None => Ok(bytes),
         }
     }
 
-    /// The parts of compressed clusters that fill `buffer`.
+    /// The parts of compressed clusters that fill `buffer`, up to the first that is none.
     fn wanted<'a>(&self, buffer: &'a mut [u8], offset: u64) -> Result<Vec<Wanted<'a>>> {
         let cluster_bits = self.geometry().cluster_bits;
         let mut all = Vec::new();

@@ -47,7 +47,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::address::GuestOffset;
 use crate::compressed::Encoder;
-use crate::error::{Error, RequestError, Result};
+use crate::error::{Error, FieldError, RequestError, Result, Violation};
 use crate::feature::IncompatibleFeatures;
 use crate::header::{Header, Version};
 use crate::image::map::{Run, Runs};
@@ -110,7 +110,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let header = image.header.clone();
         let length = image.storage.length().map_err(Error::io("read the image's length", 0))?;
         let counts = Counts::open(&image.storage, &header, length, options.refcount_cache)?;
-        let guard = guard(&image, &counts)?;
+        let guard = guard(&image, &counts, length)?;
         let mut state = State::new(header, counts, guard, length);
         state.barriers = options.durability != Durability::None;
         let slice = image.tables.slice_bytes();
@@ -155,7 +155,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         self.image.data_storage()
     }
 
-    /// As [`Image::run_at`].
+    /// As [`Image::run_at`]. Where it lies in the file it may no longer lie when this returns.
     ///
     /// # Errors
     ///
@@ -221,7 +221,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     }
 
     /// Writes and syncs, as [`WritableImage::flush`], what waits until the end as well: postponed
-    /// refcounts, and the dirty bit, which is cleared.
+    /// refcounts, and the dirty bit, which is cleared. There is no second attempt: who wants one, after
+    /// making room for instance, flushes first.
     ///
     /// # Errors
     ///
@@ -283,6 +284,12 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             return Ok(());
         }
         let storage = &self.image.storage;
+        if let Some((offset, length)) = bitmaps::directory(&state.header) {
+            let own = Some(Kind::BitmapDirectory);
+            let named_by = ("bitmap_directory_offset", offset, offset);
+            let checked = state.guard.check(offset, length, own, named_by);
+            state.judge(storage, checked)?;
+        }
         state.clear_unknown_autoclear(storage)?;
         bitmaps::mark_in_use(storage, &state.header)?;
         state.barrier(storage)?;
@@ -345,7 +352,7 @@ impl<S: WriteAt + Sync + fmt::Debug> fmt::Debug for WritableImage<S> {
 }
 
 /// Where the metadata of the image lies.
-fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts) -> Result<Guard> {
+fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts, file_length: u64) -> Result<Guard> {
     let geometry = image.geometry();
     let cluster_bytes = geometry.cluster_bits.bytes();
     let header = &image.header;
@@ -359,11 +366,26 @@ fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts) -> Result<Guard> {
     guard.add(Kind::L1Table, l1.at.0, u64::from(l1.entries) * 8)?;
     let mut tables = Vec::new();
     for index in 0..image.tables.l1().len() {
-        tables.extend(image.tables.l1().entry(index)?.l2_table);
+        if let Some(table) = image.tables.l1().entry(index)?.l2_table {
+            tables.push((table, index));
+        }
     }
+    tables.sort_unstable();
     guard.reserve(tables.len())?;
-    for table in tables {
-        guard.add(Kind::L2Table, table.0, cluster_bytes)?;
+    let mut before = None;
+    for (table, index) in tables {
+        let violation = if before == Some(table) {
+            Violation::SharedL2Table
+        } else if table.0 >= file_length {
+            Violation::StartsBeyondFile { file_length }
+        } else {
+            guard.add(Kind::L2Table, table.0, cluster_bytes)?;
+            before = Some(table);
+            continue;
+        };
+        let (l1, field) = (image.tables.l1(), "L1 entry");
+        let (value, offset) = (l1.raw(index), l1.entry_offset(index).0);
+        return Err(FieldError { field, value, offset, violation }.into());
     }
     let (snapshots, end) = Snapshot::read_table_to(&image.storage, header)?;
     let start = header.snapshots_offset().0;
@@ -371,8 +393,9 @@ fn guard<S: WriteAt>(image: &Image<S>, counts: &Counts) -> Result<Guard> {
     for snapshot in snapshots {
         let place = snapshot.l1_place();
         place.check(&image.storage, geometry)?;
-        guard.add(Kind::SnapshotL1Table, place.at.0, u64::from(place.entries) * 8)?;
+        guard.add_snapshot_l1(place.at.0, u64::from(place.entries) * 8);
     }
+    guard.check_snapshots()?;
     if let Some((offset, length)) = bitmaps::directory(header) {
         guard.add(Kind::BitmapDirectory, offset, length)?;
     }

@@ -19,6 +19,8 @@ use crate::io::{WriteAt, read_table, zeroed};
 const ENTRY_BYTES: usize = 24;
 const FLAGS: usize = 12;
 const IN_USE: u32 = 1;
+/// QEMU's ceiling for a bitmap's table.
+const TABLE_MAX_BYTES: u64 = 0x800_0000 * TABLE_ENTRY_BYTES;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Where the bitmap directory lies and how long it is, if the header vouches for it.
@@ -63,30 +65,43 @@ pub(super) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> Result<()>
     Ok(())
 }
 
-/// The directory, without clusters of its own, and each bitmap's table.
-pub(super) fn tables(storage: &impl WriteAt, header: &Header) -> Result<Vec<Table>> {
-    let mut tables = Vec::new();
+/// Tells `each` of the directory, without clusters of its own, and of each bitmap's table, one after
+/// the other.
+pub(super) fn tables(
+    storage: &impl WriteAt,
+    header: &Header,
+    mut each: impl FnMut(Table) -> Result<()>,
+) -> Result<()> {
     if let Some((offset, length)) = directory(header) {
-        tables.push(Table { offset, length, clusters: Vec::new() });
+        each(Table { offset, length, clusters: Vec::new() })?;
     }
     let file_length = storage.length().map_err(Error::io("read the image's length", 0))?;
+    let mut left = file_length;
     for entry in entries(storage, header)? {
         let length = u64::from(entry.table_entries) * TABLE_ENTRY_BYTES;
-        if entry.table.checked_add(length).is_none_or(|end| end > file_length) {
+        // Tables that do not overlap fit into the file together.
+        let fits = entry.table.checked_add(length).is_some_and(|end| end <= file_length);
+        if !fits || length > left || length > TABLE_MAX_BYTES {
             let (field, value, offset) = ("bitmap_table_offset", entry.table, entry.at);
             let violation = Violation::BeyondFile { length, file_length };
             return Err(FieldError { field, value, offset, violation }.into());
         }
+        left -= length;
         let count = entry.table_entries.into();
         let words = read_table(storage, entry.table, count, "read a bitmap table")?;
         let clusters = words.into_iter().map(|word| word & OFFSET).filter(|at| *at != 0).collect();
-        tables.push(Table { offset: entry.table, length, clusters });
+        each(Table { offset: entry.table, length, clusters })?;
     }
-    Ok(tables)
+    Ok(())
 }
 
 fn entries(storage: &impl WriteAt, header: &Header) -> Result<Vec<Entry>> {
     let Some((start, length)) = directory(header) else { return Ok(Vec::new()) };
+    let count = header.extensions().iter().find_map(|extension| match extension {
+        HeaderExtension::Bitmaps(bitmaps) => usize::try_from(bitmaps.nb_bitmaps).ok(),
+        _ => None,
+    });
+    let count = count.unwrap_or_default();
     let doing = "read the bitmap directory";
     let size = usize::try_from(length).unwrap_or(usize::MAX);
     // The header's rules: at most 64 MiB, and inside the file.
@@ -94,7 +109,7 @@ fn entries(storage: &impl WriteAt, header: &Header) -> Result<Vec<Entry>> {
     storage.read_full_at(&mut bytes, start).map_err(Error::io(doing, start))?;
     let mut entries = Vec::new();
     let mut at = 0;
-    while at < size {
+    while at < size && entries.len() < count {
         let entry = bytes.get(at..).unwrap_or_default();
         let number = |place: usize, width: usize| {
             let bytes = entry.get(place..place + width).unwrap_or_default();

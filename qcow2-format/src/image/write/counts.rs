@@ -17,6 +17,7 @@ use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::header::Header;
 use crate::image::cache::hash::PlaceHash;
+use crate::image::write::data::is_zero;
 use crate::io::{ReadAt, WriteAt, read_table, zeroed};
 use crate::refcount;
 
@@ -211,18 +212,29 @@ impl Counts {
         block.is_some_and(|block| *block != 0)
     }
 
-    /// The first cluster from `cluster` on that a block counts.
-    pub(super) fn next_counted(&self, cluster: u64) -> Option<u64> {
-        let per_block = self.geometry.refcounts_per_block();
-        let first = cluster / per_block;
-        if self.has_block(first) {
-            return Some(cluster);
+    /// The first cluster from `cluster` on whose refcount is not 0; `u64::MAX` if there is none.
+    pub(super) fn next_in_use(&mut self, storage: &impl ReadAt, cluster: u64) -> Result<u64> {
+        let order = self.geometry.refcount_order;
+        let (per_piece, covered) = (self.per_piece(), self.covered());
+        let mut cluster = cluster;
+        while cluster < covered {
+            let Some(place) = self.place(HostCluster(cluster)) else {
+                let per_block = self.geometry.refcounts_per_block();
+                cluster = (cluster / per_block + 1) * per_block;
+                continue;
+            };
+            let piece = self.piece(storage, place.piece)?;
+            let rest = place.index..usize::try_from(per_piece).unwrap_or(usize::MAX);
+            let bytes = refcount::bytes_of(order, rest.start, rest.end - 1);
+            let zero = piece.bytes.get(bytes).is_none_or(is_zero);
+            let used = |index: &usize| refcount::get(order, &piece.bytes, *index) != 0;
+            if !zero && let Some(index) = rest.clone().find(used) {
+                // An index of the piece, behind the one that was looked for first.
+                return Ok(cluster + (index - place.index) as u64);
+            }
+            cluster += rest.len() as u64;
         }
-        let behind = usize::try_from(first).ok()?.checked_add(1)?;
-        let blocks = self.table.get(behind..)?;
-        let skipped = blocks.iter().position(|block| *block != 0)?;
-        // Below the length of the table.
-        Some((behind + skipped) as u64 * per_block)
+        Ok(u64::MAX)
     }
 
     /// Whether as much waits to be written as is kept in memory anyway.

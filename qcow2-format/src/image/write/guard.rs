@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 
+use crate::address::HostCluster;
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::ClusterBits;
 use crate::image::cache::hash::PlaceHash;
@@ -62,13 +63,16 @@ impl Kind {
 pub(super) struct Guard {
     cluster_bits: ClusterBits,
     clusters: HashMap<u64, u8, PlaceHash>,
+    /// First and last cluster of each snapshot's L1 table, in order: there may be many, and long
+    /// ones.
+    snapshots: Vec<(u64, u64)>,
 }
 
 impl Guard {
     pub(super) fn new(cluster_bits: ClusterBits) -> Self {
         let mut clusters = HashMap::default();
         clusters.insert(0, Kind::Header.bit());
-        Self { cluster_bits, clusters }
+        Self { cluster_bits, clusters, snapshots: Vec::new() }
     }
 
     /// Makes room for `count` clusters more: one by one it would be made over and over.
@@ -88,6 +92,37 @@ impl Guard {
             *self.clusters.entry(cluster).or_default() |= kind.bit();
         }
         Ok(())
+    }
+
+    /// `length` bytes from `offset` on are the L1 table of a snapshot.
+    pub(super) fn add_snapshot_l1(&mut self, offset: u64, length: u64) {
+        let clusters = self.clusters_of(offset, length);
+        if let Some(last) = clusters.end.checked_sub(1).filter(|last| *last >= clusters.start) {
+            self.snapshots.push((clusters.start, last));
+        }
+    }
+
+    /// That no two snapshots share an L1 table, which would have to be counted and copied over and
+    /// over.
+    pub(super) fn check_snapshots(&mut self) -> Result<()> {
+        self.snapshots.sort_unstable();
+        for pair in self.snapshots.windows(2) {
+            if let [(_, last), (first, _)] = pair
+                && last >= first
+            {
+                let value = self.cluster_bits.offset_of(HostCluster(*first)).0;
+                let violation = Violation::Overlap { what: Kind::SnapshotL1Table.name() };
+                let field = "snapshot's l1_table_offset";
+                return Err(FieldError { field, value, offset: value, violation }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn is_snapshot_l1(&self, cluster: u64) -> bool {
+        let behind = self.snapshots.partition_point(|(first, _)| *first <= cluster);
+        let before = behind.checked_sub(1).and_then(|index| self.snapshots.get(index));
+        before.is_some_and(|(_, last)| *last >= cluster)
     }
 
     /// They are no longer of that kind.
@@ -113,7 +148,10 @@ impl Guard {
     ) -> Result<()> {
         let own = own.map_or(0, Kind::bit);
         for cluster in self.clusters_of(offset, length) {
-            let others = self.clusters.get(&cluster).copied().unwrap_or_default() & !own;
+            let mut others = self.clusters.get(&cluster).copied().unwrap_or_default() & !own;
+            if !self.snapshots.is_empty() && self.is_snapshot_l1(cluster) {
+                others |= Kind::SnapshotL1Table.bit();
+            }
             if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.bit() & others != 0) {
                 let (field, value, at) = named_by;
                 let violation = Violation::Overlap { what: kind.name() };

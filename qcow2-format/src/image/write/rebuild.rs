@@ -68,9 +68,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
     }
 
     fn rebuild(&self, state: &mut State) -> Result<()> {
-        self.begin(state)?;
         let storage = &self.image.storage;
-        let counts = self.references(state)?.into_counts();
+        let mut counts = self.references(state)?.into_counts();
         let max = state.counts.max();
         for (cluster, count) in &counts {
             let offset = self.image.geometry().cluster_bits.offset_of(HostCluster(*cluster)).0;
@@ -84,16 +83,25 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             };
             return Err(FieldError { field: "refcount", value: *count, offset, violation }.into());
         }
+        // All is known: nothing was changed so far.
+        self.begin(state)?;
         let blocks = self.add_missing_blocks(state, &counts)?;
-        let counts = References([counts, blocks].concat()).into_counts();
-        let mut counts = counts.into_iter().peekable();
-        let mut cluster = 0;
-        while let Some(counted) = state.counts.next_counted(cluster) {
-            cluster = counted;
-            while counts.next_if(|(other, _)| *other < cluster).is_some() {}
-            let wanted = counts.next_if(|(other, _)| *other == cluster).map_or(0, |(_, n)| n);
-            if state.counts.get(storage, HostCluster(cluster))? != wanted {
-                state.counts.set(storage, HostCluster(cluster), wanted)?;
+        counts.extend(blocks);
+        let mut counts = References(counts).into_counts().into_iter().peekable();
+        let (mut cluster, mut used) = (0, None);
+        loop {
+            // The next cluster that has a count, and the next that should have one.
+            if used.is_none_or(|used| used < cluster) {
+                used = Some(state.counts.next_in_use(storage, cluster)?);
+            }
+            let wanted = counts.peek().map_or(u64::MAX, |(cluster, _)| *cluster);
+            cluster = used.unwrap_or(u64::MAX).min(wanted);
+            if cluster == u64::MAX {
+                break;
+            }
+            let count = counts.next_if(|(other, _)| *other == cluster).map_or(0, |(_, n)| n);
+            if state.counts.get(storage, HostCluster(cluster))? != count {
+                state.counts.set(storage, HostCluster(cluster), count)?;
                 if state.counts.is_crowded() {
                     state.write_counts(storage)?;
                 }
@@ -166,16 +174,18 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         for block in state.counts.blocks() {
             references.add(bytes(block.0, cluster_bytes), 1)?;
         }
+        let file_length = storage.length().map_err(Error::io("read the image's length", 0))?;
         let header = &state.header;
         let (snapshots, end) = Snapshot::read_table_to(storage, header)?;
         let start = header.snapshots_offset().0;
         references.add(bytes(start, end.saturating_sub(start)), 1)?;
-        for Table { offset, length, clusters } in bitmaps::tables(storage, header)? {
+        bitmaps::tables(storage, header, |Table { offset, length, clusters }| {
             references.add(bytes(offset, length), 1)?;
             for cluster in clusters {
                 references.add(bytes(cluster, cluster_bytes), 1)?;
             }
-        }
+            Ok(())
+        })?;
 
         // L1 tables by place, as often as they are named; then L2 tables.
         let mut l1_tables: BTreeMap<(u64, u32), (L1Place, u64)> = BTreeMap::new();
@@ -192,6 +202,11 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             for (index, raw) in (0_u64..).zip(entries) {
                 let at = HostOffset(place.at.0.saturating_add(index * TABLE_ENTRY_BYTES));
                 if let Some(table) = L1Entry::decode(raw, at, self.image.geometry())?.l2_table {
+                    if table.0 >= file_length {
+                        let (field, offset) = ("L1 entry", at.0);
+                        let violation = Violation::StartsBeyondFile { file_length };
+                        return Err(FieldError { field, value: raw, offset, violation }.into());
+                    }
                     let named = l2_tables.entry(table.0).or_default();
                     *named = named.saturating_add(times);
                 }

@@ -142,7 +142,8 @@ impl State {
         let first_block = first.0 / per_block;
 
         // So many clusters of table, and blocks for those and for themselves.
-        let mut table_clusters = (old_bytes + old_bytes / 2).div_ceil(cluster_bytes);
+        let most = REFCOUNT_TABLE_MAX_BYTES / cluster_bytes;
+        let mut table_clusters = (old_bytes + old_bytes / 2).div_ceil(cluster_bytes).min(most);
         let (blocks, table_clusters) = loop {
             let mut blocks = 1;
             let last_block = |blocks: u64| (first.0 + blocks + table_clusters - 1) / per_block;
@@ -234,6 +235,11 @@ impl State {
         self.judge(storage, written)?;
         if self.counts.has_new_blocks() {
             self.barrier(storage)?;
+            let (table, length) = self.counts.table_place();
+            let own = Some(Kind::RefcountTable);
+            let checked =
+                self.guard.check(table.0, length, own, ("refcount_table_offset", table.0, 48));
+            self.judge(storage, checked)?;
             self.counts.write_table(storage)?;
         }
         Ok(())

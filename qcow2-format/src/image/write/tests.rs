@@ -184,6 +184,77 @@ fn refcount_tables_that_lie_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn tables_that_are_shared_or_past_the_end_are_refused_before_anything_is_written() {
+    let storage = new_image(&options().virtual_size(128 * CLUSTER));
+    open(&storage).unwrap().write_at(&[7; 512], GuestOffset(0)).unwrap();
+    let l1 = Header::read(&storage).unwrap().l1_table_offset().0;
+    let file_length = storage.length().unwrap();
+    for (entry, expected) in [
+        (word(&storage, l1), Violation::SharedL2Table),
+        (word(&storage, l1) & !(1 << 63), Violation::SharedL2Table),
+        (1 << 40, Violation::StartsBeyondFile { file_length }),
+    ] {
+        for dirty in [0, 1] {
+            put(&storage, l1 + 8, entry);
+            put(&storage, 72, dirty);
+            put(&storage, 88, 1 << 40);
+            let before = bytes(&storage);
+            assert_eq!(violation(open(&storage)), expected);
+            assert!(before == bytes(&storage));
+        }
+    }
+
+    // An entry that breaks a rule keeps a dirty image from being counted, and from being changed.
+    let storage = written();
+    put(&storage, l2(&storage), 1 << 60);
+    put(&storage, 72, 1);
+    put(&storage, 88, 1 << 40);
+    let before = bytes(&storage);
+    assert!(open(&storage).is_err());
+    assert!(before == bytes(&storage));
+
+    // Snapshots have L1 tables of their own.
+    let image = include_bytes!("../../../../testdata/images/snapshots.qcow2");
+    let storage = Memory::new(image.to_vec());
+    let header = Header::read(&storage).unwrap();
+    drop(open(&storage).unwrap());
+    let [first, second] = &Snapshot::read_table(&storage, &header).unwrap()[..] else { panic!() };
+    let (mut at, place) = (header.snapshots_offset().0, second.l1_table_offset.0);
+    while word(&storage, at) != place {
+        at += 8;
+    }
+    put(&storage, at, first.l1_table_offset.0);
+    let what = "L1 table of a snapshot";
+    assert_eq!(violation(open(&storage)), Violation::Overlap { what });
+}
+
+/// A look at the tables says that all is compressed; when it is read, the first is no longer.
+#[cfg(feature = "deflate")]
+#[test]
+fn every_byte_is_read_though_compressed_clusters_change_meanwhile() {
+    let storage = new_image(&options());
+    let image = open(&storage).unwrap();
+    let length = usize::try_from(image.virtual_size()).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                image.write_compressed(&[1; 512], GuestOffset(0)).unwrap();
+                image.write_at(&[1; 512], GuestOffset(0)).unwrap();
+            }
+        });
+        for _ in 0..300 {
+            image.write_compressed(&[1; 63 * 512], GuestOffset(512)).unwrap();
+            let mut found = vec![9; length];
+            image.read_at(&mut found, GuestOffset(0)).unwrap();
+            assert!(found[512..].iter().all(|byte| *byte == 1));
+            assert!(found[..512].iter().all(|byte| *byte != 9));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn a_dirty_image_is_counted_anew_before_it_is_written() {
     let storage = written();
     let data = word(&storage, l2(&storage)) & 0x00ff_ffff_ffff_fe00;

@@ -146,14 +146,8 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         let _flight = self.flights.enter();
         let mut state = self.lock_for(&(first..first.saturating_add(bytes)));
         self.begin(&mut state)?;
-        let view = self.view(first)?;
-        // As far as this view and nobody else's moves go.
-        let mut end = range.end.min(view.end());
-        for busy in &state.busy {
-            if busy.start > first {
-                end = end.min(busy.start);
-            }
-        }
+        let mut view = self.view(first)?;
+        let mut end = free_end(&state, first, range.end.min(view.end()));
         if self.is_raw_external(&state) {
             // Whoever reads the data file alone reads the same as the guest.
             drop(state);
@@ -161,7 +155,10 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             let data = self.image.data_storage();
             data.write_zeros_at(range.start, length)
                 .map_err(Error::io("write zeros to the data file", range.start))?;
-            state = self.lock_for(&(first..end));
+            state = self.lock_for(&(first..first.saturating_add(bytes)));
+            // Others may have changed what was seen before.
+            view = self.view(first)?;
+            end = free_end(&state, first, end.min(view.end()));
         }
         if view.is_hole() && !self.has_below(first) {
             return Ok(end);
@@ -303,6 +300,12 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         self.image.data.is_some()
             && state.header.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA)
     }
+}
+
+/// How far nobody else is giving clusters behind `first` a new place; at most `end`.
+fn free_end(state: &State, first: u64, end: u64) -> u64 {
+    let behind = state.busy.iter().map(|busy| busy.start).filter(|start| *start > first);
+    behind.fold(end, u64::min)
 }
 
 /// Entries one behind the other that change.
