@@ -237,6 +237,8 @@ fn every_byte_is_read_though_compressed_clusters_change_meanwhile() {
     let length = usize::try_from(image.virtual_size()).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        // Also where an assertion fails.
+        let _done = Done(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 image.write_compressed(&[1; 512], GuestOffset(0)).unwrap();
@@ -250,8 +252,18 @@ fn every_byte_is_read_though_compressed_clusters_change_meanwhile() {
             assert!(found[512..].iter().all(|byte| *byte == 1));
             assert!(found[..512].iter().all(|byte| *byte != 9));
         }
-        done.store(true, Ordering::Relaxed);
     });
+}
+
+/// Says that something is done when it is dropped.
+#[cfg(feature = "deflate")]
+struct Done<'a>(&'a AtomicBool);
+
+#[cfg(feature = "deflate")]
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
