@@ -19,7 +19,7 @@ use proptest::strategy::Strategy;
 use testkit::faulty::{Fault, Faults, Kind, Plan};
 use testkit::model::Fill;
 use testkit::program::image::ImageTarget;
-use testkit::program::judge::{go_on, judge, judge_snapshots};
+use testkit::program::judge::{go_on, judge, judge_raw_where_touched, judge_snapshots};
 use testkit::program::{
     Backing, Durability, Lab, Op, Place, Program, Shape, Span, Timeline, Unit, growing, program,
     run,
@@ -239,6 +239,9 @@ fn struck(
     let findings = judge(&base, &files, &history.model)
         .map_err(|error| format!("in the end ({closed:?}): {error}"))?;
     judge_snapshots(&history, &base, &files, usize::MAX - 1)?;
+    if closed.is_ok() {
+        judge_raw_where_touched(shape, &history, &files)?;
+    }
     go_on(program, &base, &files).map_err(|error| format!("in the end ({closed:?}): {error}"))?;
     if look {
         add(&counts.checks, 1);

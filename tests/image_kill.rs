@@ -238,9 +238,6 @@ fn killed(
     random: &mut Random,
     counts: &Counts,
 ) -> Result<[Model; 2], String> {
-    // Two files do not change at once: an earlier kill may have left them at odds, and what then
-    // becomes of the raw data file is not the guest's doing alone.
-    let at_odds = models[0].now() != models[1].now();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .envs([(SHAPE, seed.to_string()), (ROUND, round.to_string())])
@@ -299,9 +296,7 @@ fn killed(
     let files = lab.load();
     let [model, raw] = &log.models;
     let findings = judge(&shape.base(), &files, model)?;
-    if !at_odds {
-        judge_raw(shape, &files, raw)?;
-    }
+    judge_raw(shape, &files, raw)?;
     if ended && (findings.dirty || findings.leaks > 0 && round == 0) {
         return Err(format!("closed: {findings:?}"));
     }
@@ -349,9 +344,12 @@ impl<'a> Log<'a> {
         let number = number.parse().unwrap();
         let Some(call) = self.calls.get(&number).copied() else { return };
         let change = change_of(self.shape, number, &call);
+        let grain = self.shape.grain();
+        let [disk, raw] = &mut self.models;
         if what == "BEGIN" {
             if let Some(change) = &change {
-                self.models.iter_mut().for_each(|model| model.begin(change));
+                raw.begin_beside(disk, change, grain);
+                disk.begin(change);
             }
             self.in_flight.insert(number, self.done.len());
             return;
@@ -359,9 +357,11 @@ impl<'a> Log<'a> {
         let done_before = self.in_flight.remove(&number).unwrap();
         match change {
             Some(change) => {
-                self.models.iter_mut().for_each(|model| model.apply(&change));
+                disk.apply(&change);
+                let whole = raw.apply_beside(disk, &change, grain);
                 if self.shape.durability != Durability::Flush {
-                    self.models.iter_mut().for_each(|model| model.settle_change(&change));
+                    disk.settle_change(&change);
+                    raw.settle_change(&whole);
                 }
                 self.done.push(change);
             }

@@ -8,6 +8,16 @@
 //! after a crash   each sector is safe's, or one of maybe's; anything else is foreign
 //! ```
 //!
+//! A raw data file has a model of its own: two files do not change at once. Where a crash has left the
+//! two at odds, a call that touches a cluster ends that, in the disk's favour:
+//!
+//! ```text
+//! disk       │ zeros            │      the crash came after the data and before the entry
+//! data file  │ data             │
+//! call       │     new │               copies around what the disk holds
+//! data file  │ 0 0 new 0 0 0 0 0│      Model::begin_beside, apply_beside
+//! ```
+//!
 //! [`stamp`] makes every sector that is written unlike every other one, so that a foreign one is
 //! recognised and says where it comes from.
 //!
@@ -107,6 +117,31 @@ impl Model {
     /// The change is what is read from now on.
     pub fn apply(&mut self, change: &Change) {
         overlay(&mut self.now, 0, change);
+    }
+
+    /// [`Model::begin`] for the raw data file of a disk whose calls write whole grains of `grain` bytes: of
+    /// those the change touches, the rest may become what the disk holds there.
+    pub fn begin_beside(&mut self, disk: &Self, change: &Change, grain: u64) {
+        self.begin(change);
+        self.begin(&disk.around(change, grain));
+    }
+
+    /// [`Model::apply`] for the raw data file of a disk that the change is applied to already: grains that
+    /// were touched hold what the disk holds. Returns what that is.
+    pub fn apply_beside(&mut self, disk: &Self, change: &Change, grain: u64) -> Change {
+        let whole = disk.around(change, grain);
+        self.apply(&whole);
+        whole
+    }
+
+    /// The whole grains that a change touches, with what the disk holds around it.
+    #[must_use]
+    pub fn around(&self, change: &Change, grain: u64) -> Change {
+        let start = change.offset - change.offset % grain;
+        let end = change.end().next_multiple_of(grain).min(self.now.len() as u64);
+        let mut data = self.part(start, end - start).to_vec();
+        overlay(&mut data, start, change);
+        Change::new(start, data)
     }
 
     /// All that was applied is durable, and nothing else is under way.
@@ -293,6 +328,29 @@ mod tests {
         assert_eq!(model.judge(&new, 0), Ok(()));
         assert_eq!(model.judge(&old, 0).unwrap_err().offset, 512);
         assert_eq!(model.judge(&middle[512..1024], 512).unwrap_err().offset, 512);
+    }
+
+    #[test]
+    fn a_raw_data_file_at_odds_takes_the_disks_side_where_it_is_touched() {
+        let disk_before = vec![0; 4096];
+        let file_before = stamp(1, 0, 4096, Fill::Word);
+        let (mut disk, mut file) =
+            (Model::new(disk_before.clone()), Model::new(file_before.clone()));
+        let change = Change::new(1536, stamp(2, 1536, 300, Fill::Word));
+        file.begin_beside(&disk, &change, 1024);
+        disk.begin(&change);
+        disk.apply(&change);
+        let after = [&file_before[..1024], &disk.now()[1024..2048], &file_before[2048..]].concat();
+        for file_now in [&file_before, &after] {
+            assert_eq!(file.judge(file_now, 0), Ok(()));
+        }
+        // What is not touched does not change.
+        assert_eq!(file.judge(&disk_before[..512], 512).unwrap_err().offset, 512);
+        let whole = file.apply_beside(&disk, &change, 1024);
+        file.settle_change(&whole);
+        assert_eq!(file.now(), after);
+        assert_eq!(file.judge(&after, 0), Ok(()));
+        assert_eq!(file.judge(&file_before[1536..2048], 1536).unwrap_err().offset, 1536);
     }
 
     #[test]

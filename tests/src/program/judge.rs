@@ -12,7 +12,7 @@
 use qcow2_format::GuestOffset;
 
 use super::image::{below, content, open};
-use super::{History, Program, Shape};
+use super::{Call, History, Program, Shape, Step};
 use crate::checker::{self, Findings};
 use crate::model::{Change, Fill, Model, differ, stamp};
 use crate::sparse::{Sparse, SparseStorage};
@@ -43,6 +43,32 @@ pub fn judge_raw(shape: &Shape, files: &[Sparse], model: &Model) -> Result<(), S
     }
     let raw = files[1].bytes(0, model.now().len());
     model.judge(&raw, 0).map_err(|foreign| format!("the raw data file: {foreign}"))
+}
+
+/// Whether a raw data file holds what the disk holds wherever a call has succeeded since the last one that
+/// failed or was cut short: that is where an earlier odd moment of the two files is over.
+///
+/// # Errors
+///
+/// Where it does not.
+pub fn judge_raw_where_touched(
+    shape: &Shape,
+    history: &History,
+    files: &[Sparse],
+) -> Result<(), String> {
+    if shape.data_file != Some(true) {
+        return Ok(());
+    }
+    let rough = |step: &Step| step.failed.is_some() || matches!(step.call, Call::Kill | Call::Drop);
+    let calm = history.steps.iter().rposition(rough).map_or(0, |at| at + 1);
+    for change in history.steps[calm..].iter().filter_map(|step| step.begun.as_ref()) {
+        let whole = history.model.around(change, shape.grain());
+        let found = files[1].bytes(whole.offset, whole.data.len());
+        let disk = history.model.part(whole.offset, whole.data.len() as u64);
+        differ(&found, disk, whole.offset)
+            .map_err(|foreign| format!("the raw data file, touched: {foreign}"))?;
+    }
+    Ok(())
 }
 
 /// Whether the snapshots that exist after `events` events are as they were made.
@@ -78,6 +104,7 @@ pub fn go_on(program: &Program, base: &[u8], files: &[Sparse]) -> Result<Vec<Spa
     let said = |what: &'static str| move |error| format!("going on: {what}: {error}");
     let image = open(shape, storages.iter().collect()).map_err(said("open"))?;
     let mut model = Model::new(disk);
+    let mut raw = files.get(1).map(|data| Model::new(data.bytes(0, model.now().len())));
     let mut found = vec![0; model.now().len()];
     let fill = |buffer: &mut [u8], offset| {
         below(base, buffer, offset);
@@ -95,6 +122,9 @@ pub fn go_on(program: &Program, base: &[u8], files: &[Sparse]) -> Result<Vec<Spa
         let change = Change::new(*offset, stamp(number, *offset, length, Fill::Noise));
         image.write_over(&change.data, GuestOffset(*offset), fill).map_err(said("write"))?;
         model.apply(&change);
+        if let Some(raw) = &mut raw {
+            raw.apply_beside(&model, &change, shape.grain());
+        }
     }
     image.close().map_err(said("close"))?;
     let files: Vec<_> = storages.iter().map(SparseStorage::snapshot).collect();
@@ -106,5 +136,10 @@ pub fn go_on(program: &Program, base: &[u8], files: &[Sparse]) -> Result<Vec<Spa
     }
     let disk = content(&files, base, None).map_err(|error| format!("having gone on: {error}"))?;
     model.compare(&disk, 0).map_err(|foreign| format!("having gone on: {foreign}"))?;
+    if let (Some(true), Some(raw)) = (shape.data_file, raw) {
+        let found = files[1].bytes(0, raw.now().len());
+        raw.compare(&found, 0)
+            .map_err(|foreign| format!("having gone on: the raw data file: {foreign}"))?;
+    }
     Ok(files)
 }

@@ -102,6 +102,12 @@ impl Shape {
         1 << self.cluster_bits
     }
 
+    /// Bytes that are written whole, or copied around what is written: a cluster or a subcluster.
+    #[must_use]
+    pub fn grain(&self) -> u64 {
+        if self.extended_l2 { self.cluster() / 32 } else { self.cluster() }
+    }
+
     /// Whether QEMU makes internal snapshots of it.
     #[must_use]
     pub fn can_snapshot(&self) -> bool {
