@@ -85,7 +85,7 @@
 //! - A base or manifest that is truncated, damaged, writable, foreign or a planted link is made
 //!   anew, never served. Bytes changed inside a base behind the back of its modification time are
 //!   for [`ImageCache::verify`] to find, which quarantines what is damaged.
-//! - A base is not synced unless [`Durability::Full`] asks for it, so after a crash of the machine
+//! - A base is not synced with [`Durability::None`], the default, so after a crash of the machine
 //!   it might have lost data: its manifest names the boot it was made in, and in another one it is
 //!   made anew. Where the boot cannot be told (no `/proc`), bases are always synced.
 //! - A failed extraction leaves nothing and lets the next one waiting try for itself.
@@ -150,7 +150,7 @@ pub struct CacheOptions {
 }
 
 /// How a base is wanted. The default: by content, waiting for as long as it takes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BaseOptions {
     /// What makes two requests ask for the same base.
     pub policy: KeyPolicy,
@@ -161,6 +161,17 @@ pub struct BaseOptions {
     pub durability: Durability,
     /// Watches and stops the work.
     pub control: Control,
+}
+
+impl Default for BaseOptions {
+    fn default() -> Self {
+        Self {
+            policy: KeyPolicy::default(),
+            timeout: None,
+            durability: Durability::None,
+            control: Control::default(),
+        }
+    }
 }
 
 /// A base, and how it came.

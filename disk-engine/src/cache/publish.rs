@@ -52,7 +52,7 @@ pub(crate) fn publish(
         return Err(Error::new(ErrorKind::Mismatch, message).with_path(&path));
     }
     let boot = lease::this_boot()?;
-    let synced = durability == Durability::Full || boot.is_none();
+    let synced = durability != Durability::None || boot.is_none();
     if synced {
         file.sync_all().map_err(failed("sync the base"))?;
     }
@@ -68,8 +68,8 @@ pub(crate) fn publish(
         && (!synced || lease.manifest.boot.is_none())
     {
         return match durability {
-            Durability::Full => pending::sync_folder(&path),
-            _ => Ok(()),
+            Durability::None => Ok(()),
+            _ => pending::sync_folder(&path),
         };
     }
     publish_manifest(layout, &manifest)?;
@@ -82,7 +82,7 @@ pub(crate) fn publish(
         let _ = stamp(layout, &manifest, &metadata);
     }
     drop(alone);
-    if durability == Durability::Full {
+    if durability != Durability::None {
         pending::sync_folder(&path).inspect_err(|_| distrust(layout, &manifest.key))?;
     }
     Ok(())

@@ -29,10 +29,16 @@ use crate::sys::pending::Durability;
 pub const DIRECT_UNIT: u64 = 4096;
 
 /// How to pad.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct PadOptions {
     /// How hard to sync.
     pub durability: Durability,
+}
+
+impl Default for PadOptions {
+    fn default() -> Self {
+        Self { durability: Durability::None }
+    }
 }
 
 /// What padding changed.
@@ -70,7 +76,7 @@ pub fn pad_for_direct_io(path: impl AsRef<Path>, options: &PadOptions) -> Result
             .with_hint("stop its VM first"));
     }
     let report = pad_file(&file, path)?;
-    if options.durability == Durability::Full {
+    if options.durability != Durability::None {
         file.sync_all().map_err(|error| Error::io("sync", path, error))?;
     }
     Ok(report)

@@ -19,7 +19,7 @@ use crate::sys::image_lock;
 use crate::sys::pending::Durability;
 
 /// How to rebase.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct RebaseOptions {
     /// Name the base relative to the overlay's folder.
     pub relative: bool,
@@ -27,6 +27,12 @@ pub struct RebaseOptions {
     pub force: bool,
     /// How hard to sync.
     pub durability: Durability,
+}
+
+impl Default for RebaseOptions {
+    fn default() -> Self {
+        Self { relative: false, force: false, durability: Durability::None }
+    }
 }
 
 /// What a rebase changed.

@@ -26,6 +26,9 @@ use std::sync::OnceLock;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
+/// One word for all that is written: new files here, images and disks elsewhere.
+pub use qcow2_format::image::Durability;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{image_lock, open};
 pub use temporary::sweep;
@@ -40,17 +43,6 @@ pub enum Existing {
     Refuse,
     /// Put the new file in its place, in one step, once the new one is whole.
     Replace,
-}
-
-/// How hard to try to have written data on the medium before reporting success.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Durability {
-    /// Not at all: the page cache survives a killed process, and that is enough for a test VM.
-    #[default]
-    None,
-    /// The file is synced before it gets its name, and its folder afterwards.
-    Full,
 }
 
 /// The permission bits of a new file.
@@ -141,7 +133,7 @@ impl PendingFile {
                 .map_err(|error| Error::io("set the permissions of", destination, error))?;
         }
         let mut synced = None;
-        if durability == Durability::Full {
+        if durability != Durability::None {
             file.sync_all().map_err(|error| Error::io("sync", destination, error))?;
             synced =
                 Some(file.metadata().map_err(|error| Error::io("look at", destination, error))?);

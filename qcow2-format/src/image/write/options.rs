@@ -5,7 +5,8 @@
 
 use crate::image::options::ReadOptions;
 
-/// How hard what is written is made to last.
+/// How hard what is written is made to last. A new file is not synced with `None`; otherwise it is
+/// before it gets its name, and the folder afterwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// Nothing is synced. Each call leaves a file that is whole and up to date: a killed process
