@@ -579,6 +579,7 @@ fn after_a_failed_flush_nothing_more_is_written() {
         assert!(errno.is_some(), "{first:?}");
         for outcome in [disk.flush(), disk.write_at(&[1; 512], 0), disk.flush()] {
             let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), first.kind(), "{error:?}");
             let mut told = format!("{error}");
             let mut cause = error.source();
             while let Some(error) = cause {

@@ -12,6 +12,7 @@
 //! written. Callers: the other parts of `write`.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Range;
 
 use crate::address::{HostCluster, HostOffset};
@@ -54,6 +55,28 @@ pub(super) struct State {
     pub(super) barriers: bool,
     /// What keeps the image from being written.
     pub(super) failed: Option<&'static str>,
+    /// What the flush said that failed.
+    flush_failed: Option<FlushFailure>,
+}
+
+/// An error of the storage, as often as it is asked for.
+#[derive(Clone, Copy, Debug)]
+struct FlushFailure {
+    errno: Option<i32>,
+    kind: io::ErrorKind,
+}
+
+impl FlushFailure {
+    fn of(error: &io::Error) -> Self {
+        Self { errno: error.raw_os_error(), kind: error.kind() }
+    }
+
+    fn again(self) -> Error {
+        let source = self.errno.map_or(self.kind.into(), io::Error::from_raw_os_error);
+        Error::io("write, as an earlier flush failed and what was written before may be lost", 0)(
+            source,
+        )
+    }
 }
 
 /// A place that nothing in memory names any more.
@@ -95,6 +118,7 @@ impl State {
             lazy,
             barriers: false,
             failed: None,
+            flush_failed: None,
         }
     }
 
@@ -115,9 +139,10 @@ impl State {
 
     /// That the image may be written.
     pub(super) fn check_writable(&self) -> Result<()> {
-        match self.failed {
-            None => Ok(()),
-            Some(why) => Err(RequestError::ReadOnly { why }.into()),
+        match (self.flush_failed, self.failed) {
+            (None, None) => Ok(()),
+            (Some(failure), _) => Err(failure.again()),
+            (None, Some(why)) => Err(RequestError::ReadOnly { why }.into()),
         }
     }
 
@@ -128,7 +153,7 @@ impl State {
             return Ok(());
         }
         storage.flush().map_err(|error| {
-            self.failed = Some("an earlier flush failed, and what was written before may be lost");
+            self.flush_failed = Some(FlushFailure::of(&error));
             Error::io("flush the image", 0)(error)
         })
     }
@@ -138,7 +163,7 @@ impl State {
         let overlap = |error: &Error| {
             matches!(error, Error::Corrupt(FieldError { violation: Violation::Overlap { .. }, .. }))
         };
-        if result.as_ref().is_err_and(overlap) && self.failed.is_none() {
+        if result.as_ref().is_err_and(overlap) && self.check_writable().is_ok() {
             self.failed = Some("it was found to be corrupt");
             let incompatible = self.header.incompatible;
             // Whoever meets a failing storage here has the error that matters already.

@@ -475,7 +475,10 @@ fn a_failed_flush_is_final() {
     }
     storage.fails.store(false, Ordering::Relaxed);
     for result in [image.flush(), image.write_at(&[1; 512], GuestOffset(0))] {
-        assert!(matches!(result, Err(Error::Request(RequestError::ReadOnly { .. }))));
+        match result {
+            Err(Error::Io { source, .. }) => assert_eq!(source.kind(), ErrorKind::StorageFull),
+            other => panic!("{other:?}"),
+        }
     }
     let mut found = [0; 512];
     image.read_at(&mut found, GuestOffset(0)).unwrap();
