@@ -13,7 +13,8 @@
 use std::fs;
 use std::path::Path;
 
-use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions};
+use disk_engine::ops::create::{CreateFileOptions, create};
+use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions, DataFile};
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::{ClusterBits, Memory, RefcountOrder, WriteAt};
 use serde_json::Value;
@@ -219,6 +220,46 @@ fn compare_with_img_in(chosen: impl Fn(&Point) -> bool) {
         }
     }
     println!("{} option sets compared with qemu-img", points.len());
+}
+
+/// With a data file, which both make: in two folders, as its name is among the bytes.
+#[test]
+fn images_with_a_data_file_are_qemu_imgs_own() {
+    let folder = memory_folder();
+    let options = CreateOptions::new(3_000_320);
+    let v3_extended = options.clone().extended_l2(true).compression_type(CompressionType::Zstd);
+    let rows = [
+        (options.clone().data_file(DataFile::new("d", false)), "data_file=d"),
+        (options.clone().data_file(DataFile::new("d", true)), "data_file=d,data_file_raw=on"),
+        (
+            options
+                .cluster_bits(ClusterBits::MIN)
+                .backing(BackingFile::new("base", BackingFormat::Raw))
+                .data_file(DataFile::new("a,b", false)),
+            "cluster_size=512,backing_file=base,backing_fmt=raw,data_file=a,,b",
+        ),
+        (
+            v3_extended.data_file(DataFile::new("d", true)).lazy_refcounts(true),
+            "extended_l2=on,compression_type=zstd,data_file=d,data_file_raw=on,lazy_refcounts=on",
+        ),
+    ];
+    for (number, (options, theirs)) in rows.iter().enumerate() {
+        let folders = ["ours", "theirs"].map(|name| folder.path().join(format!("{name}{number}")));
+        for folder in &folders {
+            fs::create_dir(folder).unwrap();
+            fs::File::create(folder.join("base")).unwrap().set_len(1 << 20).unwrap();
+        }
+        create(&folders[0].join("image"), options, &CreateFileOptions::default()).unwrap();
+        img_in(&folders[1], &["create", "-q", "-f", "qcow2", "-o", theirs, "image", "3000320"]);
+        let plan = options.plan().unwrap();
+        let data = plan.header().external_data_file().unwrap();
+        for name in ["image", std::str::from_utf8(data).unwrap()] {
+            let [ours, theirs] =
+                folders.each_ref().map(|folder| fs::read(folder.join(name)).unwrap());
+            assert_eq!(ours.len(), theirs.len(), "{name}, row {number}");
+            assert!(ours == theirs, "{name}, row {number}");
+        }
+    }
 }
 
 #[test]

@@ -17,10 +17,11 @@
 //! Feature names, `header_length`, extension order, defaults and places of all tables are
 //! qemu-img's. Callers: disk-engine's `overlay` and `ops::create`.
 
+mod data_file;
 mod layout;
 
 use crate::address::HostOffset;
-use crate::error::{Error, OptionsError, Result};
+use crate::error::{Error, OptionsError, RequestError, Result};
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::{ClusterBits, Geometry, RefcountOrder, TABLE_ENTRY_BYTES};
 use crate::header::extension::{BACKING_FORMAT_MAX, FeatureNameTable, HeaderExtension};
@@ -30,6 +31,7 @@ use crate::header::{
 use crate::image::{Durability, Preallocation, WritableImage, WriteOptions};
 use crate::io::WriteAt;
 use crate::refcount;
+pub use data_file::DataFile;
 pub use layout::Layout;
 
 /// Disks are made of whole sectors of 512 bytes, as far as QEMU is concerned.
@@ -132,6 +134,7 @@ pub struct CreateOptions {
     lazy_refcounts: bool,
     compression_type: CompressionType,
     backing: Option<BackingFile>,
+    data_file: Option<DataFile>,
     extensions: Vec<(u32, Vec<u8>)>,
     preallocation: Preallocation,
 }
@@ -149,6 +152,7 @@ impl CreateOptions {
             lazy_refcounts: false,
             compression_type: CompressionType::Zlib,
             backing: None,
+            data_file: None,
             extensions: Vec::new(),
             preallocation: Preallocation::Off,
         }
@@ -217,6 +221,13 @@ impl CreateOptions {
         self
     }
 
+    /// A file of their own for the guest's clusters.
+    #[must_use]
+    pub fn data_file(mut self, data_file: DataFile) -> Self {
+        self.data_file = Some(data_file);
+        self
+    }
+
     /// An extension of the caller's own; programs that do not know its type keep it. A second one
     /// of the same type replaces the first.
     #[must_use]
@@ -245,7 +256,13 @@ impl CreateOptions {
         let layout = Layout::reserve(geometry, geometry.l1_entries(virtual_size));
         let header = self.header(geometry, virtual_size, &layout)?;
         let header_bytes = header.encode()?;
-        Ok(NewImage { header, layout, header_bytes, preallocation: self.preallocation })
+        let raw = self.data_file.as_ref().is_some_and(|data| data.raw);
+        let preallocation = match self.preallocation {
+            // Read by itself the file has all clusters, so the image has to name them all.
+            Preallocation::Off if raw => Preallocation::Metadata,
+            other => other,
+        };
+        Ok(NewImage { header, layout, header_bytes, preallocation })
     }
 
     fn check(&self) -> Result<Geometry, OptionsError> {
@@ -255,6 +272,7 @@ impl CreateOptions {
                 (self.refcount_order != RefcountOrder::DEFAULT, "refcount_bits other than 16"),
                 (self.extended_l2, "extended_l2"),
                 (self.compression_type != CompressionType::Zlib, "compression_type"),
+                (self.data_file.is_some(), "data_file"),
             ];
             if let Some((_, option)) = needs_v3.into_iter().find(|(asked, _)| *asked) {
                 return Err(OptionsError::NeedsVersion3 { option });
@@ -264,8 +282,15 @@ impl CreateOptions {
             let cluster_size = self.cluster_bits.bytes();
             return Err(OptionsError::ExtendedL2ClusterSize { cluster_size });
         }
+        let raw = self.data_file.as_ref().is_some_and(|data| data.raw);
+        if let Some(data) = &self.data_file {
+            data.check()?;
+        }
         if let Some(backing) = &self.backing {
             backing.check()?;
+            if raw {
+                return Err(OptionsError::BackingWithRawExternalData);
+            }
             if self.preallocation != Preallocation::Off && !self.extended_l2 {
                 return Err(OptionsError::PreallocationOverBacking);
             }
@@ -282,6 +307,9 @@ impl CreateOptions {
         let mut extensions = Vec::new();
         if let Some(backing) = &self.backing {
             extensions.push(HeaderExtension::BackingFormat(backing.format.to_vec()));
+        }
+        if let Some(data) = &self.data_file {
+            extensions.push(HeaderExtension::ExternalDataFile(data.name.clone()));
         }
         if self.version == Version::V3 && self.cluster_bits.bytes() >= FEATURE_NAMES_MIN_CLUSTER {
             extensions.push(HeaderExtension::FeatureNameTable(FeatureNameTable::standard()));
@@ -313,11 +341,15 @@ impl CreateOptions {
             nb_snapshots: 0,
             snapshots_offset: HostOffset(0),
             incompatible: IncompatibleFeatures::default()
+                .with(IncompatibleFeatures::EXTERNAL_DATA_FILE, self.data_file.is_some())
                 .with(IncompatibleFeatures::COMPRESSION_TYPE, zstd)
                 .with(IncompatibleFeatures::EXTENDED_L2, self.extended_l2),
             compatible: CompatibleFeatures::default()
                 .with(CompatibleFeatures::LAZY_REFCOUNTS, self.lazy_refcounts),
-            autoclear: AutoclearFeatures::default(),
+            autoclear: AutoclearFeatures::default().with(
+                AutoclearFeatures::RAW_EXTERNAL_DATA,
+                self.data_file.as_ref().is_some_and(|data| data.raw),
+            ),
             compression_type: self.compression_type,
             additional,
             extensions,
@@ -353,8 +385,44 @@ impl NewImage {
     /// # Errors
     ///
     /// [`Error::Io`] from the storage, which then holds no valid header, or, where space was to be
-    /// taken, an image that has less of it.
+    /// taken, an image that has less of it; [`RequestError::DataFileNeeded`].
     pub fn write_to(&self, storage: &(impl WriteAt + Sync + ?Sized)) -> Result<()> {
+        if self.header.external_data_file().is_some() {
+            return Err(RequestError::DataFileNeeded.into());
+        }
+        self.write_image(storage)?;
+        self.preallocate(|options| WritableImage::open(storage, options))
+    }
+
+    /// Writes the image, and makes `data`, which is emptied, its external data file.
+    ///
+    /// # Errors
+    ///
+    /// As [`NewImage::write_to`], for both storages; [`RequestError::DataFileUnexpected`].
+    pub fn write_with_data<S: WriteAt + Sync + ?Sized>(&self, storage: &S, data: &S) -> Result<()> {
+        if self.header.external_data_file().is_none() {
+            return Err(RequestError::DataFileUnexpected.into());
+        }
+        let size = self.header.virtual_size();
+        let failed = Error::io("set the data file's length", size);
+        data.set_length(0).and_then(|()| data.set_length(size)).map_err(failed)?;
+        self.write_image(storage)?;
+        self.preallocate(|options| WritableImage::open_with_data(storage, data, options))
+    }
+
+    fn preallocate<S: WriteAt + Sync>(
+        &self,
+        open: impl FnOnce(&WriteOptions) -> Result<WritableImage<S>>,
+    ) -> Result<()> {
+        if self.preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let image = open(&WriteOptions::new().durability(Durability::None))?;
+        image.preallocate(self.preallocation)?;
+        image.close()
+    }
+
+    fn write_image(&self, storage: &(impl WriteAt + ?Sized)) -> Result<()> {
         if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
             storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
         }
@@ -365,14 +433,7 @@ impl NewImage {
                 .write_all_at(&bytes, offset)
                 .map_err(Error::io("write the refcount structures", offset))?;
         }
-        storage.write_all_at(&self.header_bytes, 0).map_err(Error::io("write the header", 0))?;
-        if self.preallocation == Preallocation::Off {
-            return Ok(());
-        }
-        let options = WriteOptions::new().durability(Durability::None);
-        let image = WritableImage::open(storage, &options)?;
-        image.preallocate(self.preallocation)?;
-        image.close()
+        storage.write_all_at(&self.header_bytes, 0).map_err(Error::io("write the header", 0))
     }
 
     /// Refcount table and blocks, in file order, neighbours joined.

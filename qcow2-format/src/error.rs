@@ -461,6 +461,18 @@ pub enum OptionsError {
         /// What stands before the colon.
         protocol: Vec<u8>,
     },
+    /// A data file name that is empty.
+    #[error("the data file name is empty")]
+    DataFileNameEmpty,
+    /// A data file name that QEMU would take for a protocol and its argument.
+    #[error(
+        "QEMU reads the data file name as the protocol \"{}\": write an absolute path, or ./ before it",
+        protocol.escape_ascii()
+    )]
+    DataFileNameIsProtocol {
+        /// What stands before the colon.
+        protocol: Vec<u8>,
+    },
     /// A backing format that is empty or over 15 bytes.
     #[error("a backing format name has 1 to 15 bytes, this one has {length}")]
     BackingFormatLength {

@@ -30,7 +30,8 @@ pub(crate) struct Arguments {
     #[arg(short = 'F', long = "backing-format", value_name = "FORMAT")]
     backing_format: Option<String>,
     /// Options of the image, as qemu-img names them: compat, cluster_size, refcount_bits,
-    /// lazy_refcounts, extended_l2, compression_type, backing_file, backing_fmt, size
+    /// lazy_refcounts, extended_l2, compression_type, preallocation, data_file, data_file_raw,
+    /// backing_file, backing_fmt, size
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Do not look at the backing file; a size is needed then
@@ -49,6 +50,8 @@ struct Report {
     cluster_size: u64,
     backing_filename: Option<String>,
     backing_filename_format: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_file: Option<String>,
 }
 
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
@@ -90,6 +93,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         cluster_size: header.geometry().cluster_bits.bytes(),
         backing_filename: header.backing_file().map(lossy),
         backing_filename_format: header.backing_format().map(lossy),
+        data_file: header.external_data_file().map(lossy),
     };
     let on = report.backing_filename.as_ref().map(|name| format!(" over {name:?}"));
     let text = format!(

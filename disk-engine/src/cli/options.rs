@@ -1,6 +1,6 @@
 //! qemu-img's `-o KEY=VALUE,…` for new qcow2 images.
 
-use qcow2_format::create::{BackingFormat, CreateOptions};
+use qcow2_format::create::{BackingFormat, CreateOptions, DataFile};
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, RefcountOrder};
@@ -15,6 +15,8 @@ pub(crate) struct ImageOptions {
     pub(crate) size: Option<u64>,
     pub(crate) backing_file: Option<String>,
     pub(crate) backing_format: Option<String>,
+    data_file: Option<String>,
+    data_file_raw: bool,
 }
 
 /// Parses every `-o` of a command line; later values win.
@@ -24,6 +26,8 @@ pub(crate) fn parse(arguments: &[String]) -> Result<ImageOptions> {
         size: None,
         backing_file: None,
         backing_format: None,
+        data_file: None,
+        data_file_raw: false,
     };
     for argument in arguments {
         for option in split(argument) {
@@ -31,6 +35,14 @@ pub(crate) fn parse(arguments: &[String]) -> Result<ImageOptions> {
             options.set(key, value)?;
         }
     }
+    options.image = match (&options.data_file, options.data_file_raw) {
+        (None, false) => options.image,
+        (None, true) => {
+            let message = "data_file_raw needs a data_file";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_field("-o"));
+        }
+        (Some(name), raw) => options.image.data_file(DataFile::new(name.as_bytes(), raw)),
+    };
     Ok(options)
 }
 
@@ -89,10 +101,16 @@ impl ImageOptions {
                 "full" => Preallocation::Full,
                 _ => return Err(wrong("off, metadata, falloc or full")),
             }),
-            "encryption" | "nocow" | "data_file_raw" if !on_off(key, value)? => image,
-            "encryption" | "nocow" | "data_file" | "data_file_raw" => {
-                return Err(unsupported(key, value));
+            "data_file" => {
+                self.data_file = Some(value.to_owned());
+                image
             }
+            "data_file_raw" => {
+                self.data_file_raw = on_off(key, value)?;
+                image
+            }
+            "encryption" | "nocow" if !on_off(key, value)? => image,
+            "encryption" | "nocow" => return Err(unsupported(key, value)),
             _ if key.starts_with("encrypt.") => return Err(unsupported(key, value)),
             _ => {
                 return Err(Error::new(
@@ -149,7 +167,7 @@ mod tests {
             "compat=1.1,cluster_size=2M,refcount_bits=1".to_owned(),
             "lazy_refcounts,extended_l2=on,compression_type=zstd,size=1.5G,preallocation=off"
                 .to_owned(),
-            "backing_file=a,,b,backing_fmt=raw".to_owned(),
+            "backing_file=a,,b,backing_fmt=raw,data_file=d,data_file_raw".to_owned(),
         ])
         .unwrap();
         let expected = CreateOptions::new(0)
@@ -157,7 +175,8 @@ mod tests {
             .refcount_order(RefcountOrder::from_bits(1).unwrap())
             .lazy_refcounts(true)
             .extended_l2(true)
-            .compression_type(CompressionType::Zstd);
+            .compression_type(CompressionType::Zstd)
+            .data_file(DataFile::new("d", true));
         assert_eq!(options.image, expected);
         assert_eq!(options.size, Some(3 << 29));
         assert_eq!(options.backing_file.as_deref(), Some("a,b"));
@@ -166,10 +185,17 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_said_by_name() {
-        for option in ["encrypt.format=luks", "data_file=x", "nocow=on"] {
+        for option in ["encrypt.format=luks", "encryption=on", "nocow=on"] {
             assert_eq!(refused(option), ErrorKind::Unsupported, "{option}");
         }
-        for option in ["colour=red", "cluster_size=3", "compat=2", "refcount_bits=3", "nocow=x"] {
+        for option in [
+            "colour=red",
+            "cluster_size=3",
+            "compat=2",
+            "refcount_bits=3",
+            "nocow=x",
+            "data_file_raw=on",
+        ] {
             assert_eq!(refused(option), ErrorKind::InvalidInput, "{option}");
         }
     }

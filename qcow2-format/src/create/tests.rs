@@ -52,6 +52,17 @@ fn each_impossible_option_is_named() {
         (on(":", BackingFormat::Raw), protocol("")),
         (on("a", other(b"")), O::BackingFormatLength { length: 0 }),
         (on("a", other(&[b'r'; 16])), O::BackingFormatLength { length: 16 }),
+        (v2().data_file(DataFile::new("d", false)), needs_v3("data_file")),
+        (small().data_file(DataFile::new("", false)), O::DataFileNameEmpty),
+        (small().data_file(DataFile::new("a\0b", true)), O::Nul { what: "data file name" }),
+        (
+            small().data_file(DataFile::new("nbd:x", true)),
+            O::DataFileNameIsProtocol { protocol: b"nbd".to_vec() },
+        ),
+        (
+            on("a", BackingFormat::Raw).data_file(DataFile::new("d", true)),
+            O::BackingWithRawExternalData,
+        ),
         (small().unknown_extension(0, Vec::new()), O::ExtensionTypeTaken { extension_type: 0 }),
         (
             small().unknown_extension(0xe279_2aca, b"raw".to_vec()),
@@ -77,7 +88,8 @@ fn each_impossible_option_is_named() {
         O::BackingNameIsProtocol { .. } => "protocol",
         O::BackingFormatLength { .. } => "format",
         O::PreallocationOverBacking => "preallocation",
-        // No new image has an external data file: `header::tests` has the row.
+        O::DataFileNameEmpty => "no data file name",
+        O::DataFileNameIsProtocol { .. } => "data file protocol",
         O::BackingWithRawExternalData => "raw external data",
         O::ExtensionTypeTaken { .. } => "extension",
         O::HeaderTooLarge { .. } => "header",
@@ -90,7 +102,7 @@ fn each_impossible_option_is_named() {
         }
         seen.insert(name(&expected));
     }
-    assert_eq!(seen.len(), 11, "each error has a row");
+    assert_eq!(seen.len(), 14, "each error has a row");
 }
 
 #[test]
@@ -106,6 +118,23 @@ fn what_is_just_possible_is_possible() {
     ] {
         options.plan().unwrap();
     }
+}
+
+#[test]
+fn a_data_file_is_given_where_one_is_named_and_only_there() {
+    let (image, data) = (Memory::default(), Memory::default());
+    let alone = small().plan().unwrap();
+    let with_data = small().data_file(DataFile::new("d", false)).plan().unwrap();
+    let unexpected = alone.write_with_data(&image, &data).unwrap_err();
+    assert!(matches!(unexpected, Error::Request(RequestError::DataFileUnexpected)));
+    let needed = with_data.write_to(&image).unwrap_err();
+    assert!(matches!(needed, Error::Request(RequestError::DataFileNeeded)));
+    assert_eq!((image.length().unwrap(), data.length().unwrap()), (0, 0));
+    data.write_all_at(&[7; 3000], 0).unwrap();
+    with_data.write_with_data(&image, &data).unwrap();
+    let mut found = vec![1; 512];
+    data.read_full_at(&mut found, 0).unwrap();
+    assert_eq!(found, [0; 512], "what was there is gone");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::Memory;
+use qcow2_format::create::DataFile;
 
 use super::Shape;
 use crate::qemu::{self, Captured};
@@ -55,18 +56,26 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// A new image; with an external data file, QEMU has to make it.
+    /// A new image.
     ///
     /// # Panics
     ///
     /// It cannot be made.
     #[must_use]
     pub fn create(&self) -> Vec<Sparse> {
-        if self.shape.data_file.is_some() {
-            return self.create_by_qemu();
+        let storages = [Memory::default(), Memory::default()];
+        let mut options = self.shape.create_options();
+        if let Some(raw) = self.shape.data_file {
+            // QEMU takes a relative name to be in the folder it was started in.
+            options = options.data_file(DataFile::new(text(&self.path("data")), raw));
         }
-        let storage = Memory::default();
-        self.shape.create_options().plan().unwrap().write_to(&storage).unwrap();
+        let image = options.plan().unwrap();
+        if self.shape.data_file.is_some() {
+            image.write_with_data(&storages[0], &storages[1]).unwrap();
+            return storages.map(|storage| Sparse::new(&storage.into_bytes())).into();
+        }
+        let [storage, _] = storages;
+        image.write_to(&storage).unwrap();
         vec![Sparse::new(&storage.into_bytes())]
     }
 

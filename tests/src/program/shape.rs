@@ -136,7 +136,7 @@ impl Shape {
         options
     }
 
-    /// The options of a new image of ours, which has no external data file.
+    /// The options of a new image of ours. Its external data file is the lab's to name.
     #[must_use]
     pub fn create_options(&self) -> CreateOptions {
         let options = CreateOptions::new(self.disk)

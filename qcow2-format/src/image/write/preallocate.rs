@@ -38,7 +38,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         if preallocation == Preallocation::Off {
             return Ok(());
         }
-        let storage = &self.image.storage;
+        let (storage, data) = (&self.image.storage, self.image.data_storage());
         let bytes = self.image.geometry().cluster_bits.bytes();
         // Subclusters stay unallocated, as QEMU leaves them: what is below shows through.
         let bitmap = SubclusterBitmap(0);
@@ -48,19 +48,37 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         while guest < end {
             let wanted = (self.view(guest)?.end().min(end) - guest) / bytes;
             self.own_table(&mut state, guest)?;
-            let room = state.allocate(storage, wanted)?;
-            let entries: Vec<_> = (0..room.clusters)
-                .map(|index| HostOffset(room.host.0.saturating_add(index * bytes)))
+            // In a data file of its own the guest's cluster has the place its offset says.
+            let (host, clusters) = match self.image.data {
+                Some(_) => (HostOffset(guest), wanted),
+                None => {
+                    let room = state.allocate(storage, wanted)?;
+                    (room.host, room.clusters)
+                }
+            };
+            let entries: Vec<_> = (0..clusters)
+                .map(|index| HostOffset(host.0.saturating_add(index * bytes)))
                 .map(|host| (L2Entry::standard(host), bitmap))
                 .collect();
             self.change_entries(&mut state, guest, &entries)?;
             self.relieve(&mut state)?;
-            let (start, length) = (room.host.0, room.clusters * bytes);
-            take(storage, preallocation, start, length)
+            let (start, length) = (host.0, clusters * bytes);
+            let space = match self.image.data {
+                // QEMU takes no more of a data file than is ever written.
+                Some(_) => length.min(self.written_end().saturating_sub(start)),
+                None => length,
+            };
+            take(data, preallocation, start, space)
                 .map_err(Error::io("take space for the image", start))?;
             guest += length;
         }
         self.settle(&mut state)
+    }
+
+    /// Where the last subcluster of the disk ends, or the last cluster.
+    fn written_end(&self) -> u64 {
+        let size = self.image.geometry().subcluster_bytes();
+        self.virtual_size().checked_next_multiple_of(size).unwrap_or(u64::MAX)
     }
 }
 
