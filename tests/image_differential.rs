@@ -103,7 +103,7 @@ struct Turns<'a> {
     ours: Option<ImageTarget<'a>>,
     /// What QEMU is to do in its turn.
     commands: Vec<String>,
-    /// Clusters that anything was done to: QEMU compresses into others only.
+    /// Clusters that anything was done to, or that were preallocated: QEMU compresses into others only.
     touched: BTreeSet<u64>,
     /// Those that were compressed in this turn.
     compressed: BTreeSet<u64>,
@@ -117,6 +117,8 @@ struct Turns<'a> {
 impl<'a> Turns<'a> {
     fn new(lab: &'a Lab, shape: &Shape, files: Vec<Sparse>) -> Self {
         lab.store(&files);
+        let preallocated =
+            if shape.preallocated { shape.disk.div_ceil(shape.cluster()) } else { 0 };
         Self {
             lab,
             shape: shape.clone(),
@@ -124,7 +126,7 @@ impl<'a> Turns<'a> {
             turn: 0,
             ours: None,
             commands: Vec::new(),
-            touched: BTreeSet::new(),
+            touched: (0..preallocated).collect(),
             compressed: BTreeSet::new(),
             stale: false,
             disk: shape.content(),

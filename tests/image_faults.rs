@@ -108,6 +108,7 @@ fn every_call_may_fail() {
             disk: 48 << 10,
             backing: Some(Backing { qcow2: false, length: 20_480 }),
             data_file: None,
+            preallocated: false,
             durability,
             detect_zeroes: 0,
             ignore_discards: false,

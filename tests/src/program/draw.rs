@@ -62,6 +62,7 @@ pub fn shape() -> impl Strategy<Value = Shape> + use<> {
             3 => (any::<bool>(), 0..5_u64, 0..8_u64).prop_map(Some),
         ],
         prop_oneof![8 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))],
+        prop::bool::weighted(0.15),
     );
     let writer = (
         prop_oneof![
@@ -94,6 +95,7 @@ pub fn shape() -> impl Strategy<Value = Shape> + use<> {
             disk,
             backing,
             data_file: files.1,
+            preallocated: files.2,
             durability: writer.0,
             detect_zeroes: writer.1,
             ignore_discards: writer.2,
@@ -108,7 +110,7 @@ pub fn shape() -> impl Strategy<Value = Shape> + use<> {
 pub fn growing(most: usize) -> impl Strategy<Value = Program> {
     let small = shape().prop_map(|mut shape| {
         (shape.version, shape.cluster_bits, shape.refcount_bits) = (3, 9, 64);
-        (shape.extended_l2, shape.data_file) = (false, None);
+        (shape.extended_l2, shape.data_file, shape.preallocated) = (false, None, false);
         shape.disk = 2 << 20;
         if let Some(backing) = &mut shape.backing {
             backing.length = backing.length.min(3 << 20);

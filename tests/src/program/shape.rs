@@ -13,6 +13,7 @@ use std::fmt;
 
 use qcow2_format::create::{BackingFile, BackingFormat, CreateOptions};
 use qcow2_format::header::{CompressionType, Version};
+use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, RefcountOrder};
 
 use super::Call;
@@ -70,6 +71,8 @@ pub struct Shape {
     pub backing: Option<Backing>,
     /// An external data file, raw or not.
     pub data_file: Option<bool>,
+    /// Every cluster has its place from the start.
+    pub preallocated: bool,
     /// What is durable when.
     pub durability: Durability,
     /// Zeros that are written become holes: never, as zeros, as unmapped zeros.
@@ -93,6 +96,7 @@ impl Shape {
         if self.data_file == Some(true) {
             self.backing = None;
         }
+        self.preallocated &= self.backing.is_none() || self.extended_l2;
         self
     }
 
@@ -128,6 +132,7 @@ impl Shape {
             (self.lazy_refcounts, ",lazy_refcounts=on"),
             (self.zstd, ",compression_type=zstd"),
             (self.data_file == Some(true), ",data_file_raw=on"),
+            (self.preallocated, ",preallocation=metadata"),
         ] {
             if set {
                 options.push_str(option);
@@ -145,10 +150,10 @@ impl Shape {
             .refcount_order(RefcountOrder::from_bits(self.refcount_bits).unwrap())
             .extended_l2(self.extended_l2)
             .lazy_refcounts(self.lazy_refcounts)
-            .compression_type(if self.zstd {
-                CompressionType::Zstd
-            } else {
-                CompressionType::Zlib
+            .compression_type(if self.zstd { CompressionType::Zstd } else { CompressionType::Zlib })
+            .preallocation(match self.preallocated {
+                true => Preallocation::Metadata,
+                false => Preallocation::Off,
             });
         match self.backing {
             None => options,
