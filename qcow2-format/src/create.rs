@@ -17,7 +17,11 @@
 //! Feature names, `header_length`, extension order, defaults and places of all tables are
 //! qemu-img's. Callers: disk-engine's `overlay` and `ops::create`.
 
+mod behind;
+mod counting;
+mod fill;
 mod layout;
+mod tables;
 
 use crate::address::HostOffset;
 use crate::error::{Error, OptionsError, Result};
@@ -30,6 +34,7 @@ use crate::header::{
 use crate::image::{Durability, Preallocation, WritableImage, WriteOptions};
 use crate::io::WriteAt;
 use crate::refcount;
+pub use fill::ImageFiller;
 pub use layout::Layout;
 
 /// Disks are made of whole sectors of 512 bytes, as far as QEMU is concerned.
@@ -208,6 +213,12 @@ impl CreateOptions {
     pub fn preallocation(mut self, preallocation: Preallocation) -> Self {
         self.preallocation = preallocation;
         self
+    }
+
+    /// How much space is to be taken at once.
+    #[must_use]
+    pub fn wanted_preallocation(&self) -> Preallocation {
+        self.preallocation
     }
 
     /// The file to stand on.

@@ -17,8 +17,10 @@
 
 pub(crate) mod bare;
 pub(crate) mod content;
+pub(crate) mod cut;
 pub(crate) mod decompress;
 pub(crate) mod digester;
+pub(crate) mod disk;
 pub mod extent;
 pub(crate) mod input;
 mod limits;

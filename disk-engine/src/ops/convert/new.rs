@@ -1,0 +1,156 @@
+//! Into a new file: raw or qcow2, published once it is whole.
+//!
+//! Caller: `ops::convert`.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+
+use qcow2_format::image::Preallocation;
+use qcow2_format::{CreateOptions, WriteAt};
+
+use super::options::{ConvertOptions, ConvertReport, TargetFormat};
+use super::origin::{Origin, cannot_start};
+use crate::disk::DiskContent;
+use crate::disk::chain::from_format;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sink::qcow2::{Rules, qcow2};
+use crate::sink::raw::{RawRules, raw};
+use crate::sys::image_file::ImageFile;
+use crate::sys::image_lock::ImageLock;
+use crate::sys::pending::{self, PendingFile};
+use crate::transfer::pump;
+
+pub(super) fn convert(
+    origin: Origin,
+    path: &Path,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    // A replacement that was killed may have left something, and what cannot be removed is in
+    // nobody's way.
+    let _ = pending::sweep(path);
+    let pending = PendingFile::create(path, options.existing, options.mode)?;
+    let report = write(origin, pending.file(), path, options)?;
+    options.control.check()?;
+    pending.publish(options.durability)?;
+    Ok(report)
+}
+
+/// Writes the target into `file`, which is empty; `path` is what errors call it.
+pub(super) fn write(
+    origin: Origin,
+    file: &File,
+    path: &Path,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    match &options.format {
+        TargetFormat::Raw { preallocation } => {
+            write_raw(origin, file, path, *preallocation, options)
+        }
+        TargetFormat::Qcow2(image) => {
+            let storage = storage(file, path)?;
+            write_qcow2(origin, storage, path, image, options)
+        }
+    }
+}
+
+fn write_raw(
+    origin: Origin,
+    file: &File,
+    path: &Path,
+    preallocation: Preallocation,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    let mut report = ConvertReport::default();
+    let written = AtomicU64::new(0);
+    let full = preallocation == Preallocation::Full;
+    let sparse = if full { 0 } else { options.sparse };
+    let rules = RawRules { sparse: usize::try_from(sparse).unwrap_or(usize::MAX), sums: false };
+    origin.with_extents(options, &mut report, |source| {
+        thread::scope(|scope| {
+            let (mut sink, writer) = raw(file, path, rules, &written);
+            let writer = thread::Builder::new()
+                .name("disk-writer".into())
+                .spawn_scoped(scope, || writer.run())
+                .map_err(cannot_start)?;
+            let pumped = pump(source, &mut sink, &options.control);
+            drop(sink);
+            // When writing failed, pumping failed for want of a writer: the first is the reason.
+            writer.join().map_err(|_| panicked())??;
+            pumped
+        })
+    })?;
+    if preallocation == Preallocation::Falloc {
+        storage(file, path)?
+            .allocate_at(0, report.virtual_size)
+            .map_err(|error| Error::io("take space for", path, error))?;
+    }
+    report.stored_bytes = written.into_inner();
+    report.file_length = report.virtual_size;
+    Ok(report)
+}
+
+/// Nobody else can have a file open that has no name yet.
+fn storage(file: &File, path: &Path) -> Result<ImageFile> {
+    let file = file.try_clone();
+    let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;
+    Ok(ImageFile::new(ImageLock::none(file)))
+}
+
+fn write_qcow2(
+    origin: Origin,
+    storage: ImageFile,
+    path: &Path,
+    image: &CreateOptions,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    // What no image can have is told before anything is read.
+    let sized = image.clone().virtual_size(options.size.unwrap_or(0));
+    let plan = sized.plan().map_err(|error| from_format(error, path))?;
+    let header = plan.header();
+    let below = options.below.as_ref().map(|below| below.disk() as &dyn DiskContent);
+    let compression = options.compress.then(|| header.compression_type());
+    let rules = Rules::new(header.geometry(), compression, options.sparse, below);
+    let threads = if rules.is_heavy() { options.threads() } else { 0 };
+    let written = AtomicU64::new(0);
+    let mut report = ConvertReport::default();
+    let mut counts = None;
+    origin.with_extents(options, &mut report, |source| {
+        thread::scope(|scope| {
+            let (mut sink, examiners, writer) =
+                qcow2(image, storage, &rules, threads, &written, &options.control);
+            // Gone with the last thread, so that the writing one hears of it.
+            let examiners = examiners.map(Arc::new);
+            for number in 0..threads {
+                let Some(examiners) = examiners.clone() else { break };
+                thread::Builder::new()
+                    .name(format!("disk-examiner-{number}"))
+                    .spawn_scoped(scope, move || examiners.run())
+                    .map_err(cannot_start)?;
+            }
+            drop(examiners);
+            let writer = thread::Builder::new()
+                .name("disk-writer".into())
+                .spawn_scoped(scope, move || writer.run(path))
+                .map_err(cannot_start)?;
+            let pumped = pump(source, &mut sink, &options.control);
+            drop(sink);
+            counts = writer.join().map_err(|_| panicked())??;
+            pumped
+        })
+    })?;
+    let Some((header, counts)) = counts else { return Err(panicked()) };
+    report.virtual_size = header.virtual_size();
+    report.stored_bytes = counts.stored;
+    report.compressed_clusters = counts.compressed;
+    report.compressed_bytes = counts.payload_bytes;
+    report.zeroed_bytes = counts.zeroed;
+    report.file_length = counts.file_length;
+    Ok(report)
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Io, "the writing thread stopped")
+}
