@@ -21,6 +21,7 @@ mod behind;
 mod counting;
 mod fill;
 mod layout;
+mod stream;
 mod tables;
 
 use crate::address::HostOffset;
@@ -36,6 +37,7 @@ use crate::io::WriteAt;
 use crate::refcount;
 pub use fill::ImageFiller;
 pub use layout::Layout;
+pub use stream::StreamedImage;
 
 /// Disks are made of whole sectors of 512 bytes, as far as QEMU is concerned.
 const SECTOR_BYTES: u64 = 512;

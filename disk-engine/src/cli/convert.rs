@@ -22,9 +22,10 @@ use crate::disk::policy::{BackingPolicy, plain_path};
 use crate::disk::{DiskOptions, Locking, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
-    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, TargetFormat,
-    Unreadable, convert,
+    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
+    TargetFormat, Unreadable, convert,
 };
+use crate::ops::pack::PackOptions;
 use crate::sys::pending::{Durability, Existing};
 
 /// Convert a disk: images and chains, snapshots, archives and pipes, into raw or qcow2
@@ -40,7 +41,7 @@ pub(crate) struct Arguments {
     format: Option<Format>,
     /// The target's format
     #[arg(short = 'O', long, value_enum, default_value = "raw")]
-    target_format: Format,
+    target_format: Target,
     /// Options of the target, as qemu-img names them: compat, cluster_size, refcount_bits,
     /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, size
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
@@ -79,6 +80,12 @@ pub(crate) struct Arguments {
     /// Read what can be read: the rest is zeros, and listed
     #[arg(long)]
     salvage: bool,
+    /// The folder that keeps what cannot go straight through a pipe
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    spill: PathBuf,
+    /// Most bytes to keep there
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1T")]
+    spill_limit: u64,
     /// Follow backing files wherever the images say; else only in the image's folder and below
     #[arg(long)]
     backing_chain: bool,
@@ -101,6 +108,25 @@ pub(crate) struct Arguments {
     packed: SourceOptions,
 }
 
+/// What a disk can be converted into.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Target {
+    Raw,
+    Qcow2,
+    /// A sparse archive, as `pack` makes it without options
+    Archive,
+}
+
+impl Target {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Archive => "archive",
+        }
+    }
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
@@ -113,6 +139,7 @@ struct Report<'a> {
     compressed_bytes: u64,
     zeroed: u64,
     file_length: u64,
+    spilled: u64,
     unreadable_bytes: u64,
     unreadable: Vec<Part<'a>>,
     unreadable_cut: bool,
@@ -180,7 +207,13 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
     if is_pipe {
         return match format {
             BaseFormat::Raw => Ok(ConvertSource::Packed(arguments.packed.at(path))),
-            BaseFormat::Qcow2 => Err(usage("a qcow2 image cannot be read from standard input yet")),
+            BaseFormat::Qcow2 => {
+                let label = PathBuf::from("standard input");
+                let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+                let stdin = stdin.map_err(|error| Error::io("open", &label, error))?;
+                let snapshot = arguments.snapshot.clone();
+                Ok(ConvertSource::Piped { reader: Box::new(stdin), label, snapshot })
+            }
         };
     }
     let mut disk = disk.clone();
@@ -190,10 +223,14 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
 
 fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> {
     let image = options::parse(&arguments.options)?;
-    let (format, mut below) = (arguments.target_format, None);
-    let format = match BaseFormat::from(format) {
-        BaseFormat::Raw => TargetFormat::Raw { preallocation: raw_preallocation(&image.image)? },
-        BaseFormat::Qcow2 => {
+    let mut below = None;
+    let format = match arguments.target_format {
+        Target::Archive => {
+            raw_preallocation(&image.image)?;
+            TargetFormat::Archive(PackOptions::default())
+        }
+        Target::Raw => TargetFormat::Raw { preallocation: raw_preallocation(&image.image)? },
+        Target::Qcow2 => {
             let name = arguments.backing.clone().or(image.backing_file.map(OsString::from));
             let stated = arguments.backing_format.clone().or(image.backing_format);
             let mut image = image.image;
@@ -233,6 +270,7 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
             ..WritableDiskOptions::default()
         },
         salvage: arguments.salvage,
+        spill: Spill { folder: arguments.spill.clone(), limit: arguments.spill_limit },
         threads: arguments.packed.threads(),
         existing: if arguments.force { Existing::Replace } else { Existing::Refuse },
         durability: if arguments.durable { Durability::Full } else { Durability::None },
@@ -277,13 +315,14 @@ fn summary<'a>(arguments: &'a Arguments, label: &'a Path, report: &'a ConvertRep
     Report {
         source: arguments.source.to_string_lossy(),
         target: label.to_string_lossy(),
-        format: BaseFormat::from(arguments.target_format).as_str(),
+        format: arguments.target_format.as_str(),
         virtual_size: report.virtual_size,
         stored: report.stored_bytes,
         compressed_clusters: report.compressed_clusters,
         compressed_bytes: report.compressed_bytes,
         zeroed: report.zeroed_bytes,
         file_length: report.file_length,
+        spilled: report.spilled_bytes,
         unreadable_bytes: report.unreadable.bytes,
         unreadable: report.unreadable.parts.iter().map(part).collect(),
         unreadable_cut: report.unreadable.cut,
@@ -301,6 +340,9 @@ fn text(label: &Path, report: &ConvertReport) -> String {
     );
     if report.compressed_clusters > 0 {
         text.push_str(&format!(", {} clusters compressed", report.compressed_clusters));
+    }
+    if report.spilled_bytes > 0 {
+        text.push_str(&format!(", {} kept meanwhile", size::human(report.spilled_bytes)));
     }
     text.push_str(&format!(", {:.2} s", report.elapsed.as_secs_f64()));
     if report.unreadable.bytes > 0 {

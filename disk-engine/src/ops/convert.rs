@@ -17,18 +17,23 @@
 //! joined    several disks one behind the other
 //! new       into a new file
 //! existing  into a disk that is there
+//! archive   into an archive
 //! pipe      to standard output
-//! spilled   what has to be written somewhere before it can go to a pipe
+//! piped     qcow2 from standard input
+//! spilled   what has to be kept somewhere before it can go on
 //! ```
 //!
 //! Callers: the command line.
 
+mod archive;
 mod existing;
 mod joined;
 mod new;
 mod options;
 mod origin;
 mod pipe;
+mod piped;
+mod spilled;
 
 use std::fs;
 use std::path::Path;
@@ -37,7 +42,8 @@ use std::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::pending::Existing;
 pub use options::{
-    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, TargetFormat,
+    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
+    TargetFormat,
 };
 use origin::Origin;
 

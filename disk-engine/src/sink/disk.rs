@@ -29,6 +29,8 @@ pub(crate) struct DiskRules {
     pub(crate) compress: bool,
     /// Fewer zeros in a row are data, and 0 makes all of them data; in bytes.
     pub(crate) sparse: usize,
+    /// Bytes that are compressed as one: a cluster.
+    pub(crate) cluster: u64,
     /// Where the disk's part begins that is written.
     pub(crate) start: u64,
 }
@@ -58,20 +60,23 @@ impl<'a> DiskSink<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
-        if self.rules.compress {
-            // Clusters of zeros are found below; whole windows are whole clusters.
-            self.disk.write_compressed(bytes, at)?;
-            self.written = self.written.saturating_add(filled as u64);
-            return Ok(());
-        }
         let sparse = self.rules.sparse;
         let mut start = 0;
         while start < bytes.len() {
-            let (zero, end) = stretch(bytes, start, sparse);
-            let piece = bytes.get(start..end).unwrap_or_default();
             let place = at.saturating_add(start as u64);
+            let (zero, whole, end) = if self.rules.compress {
+                self.cluster(bytes, start, place)
+            } else {
+                let (zero, end) = stretch(bytes, start, sparse);
+                (zero, false, end)
+            };
+            let piece = bytes.get(start..end).unwrap_or_default();
             if !zero {
-                self.disk.write_at(piece, place)?;
+                if whole {
+                    self.disk.write_compressed(piece, place)?;
+                } else {
+                    self.disk.write_at(piece, place)?;
+                }
                 self.written = self.written.saturating_add(piece.len() as u64);
             } else if !self.rules.is_zero {
                 self.disk.write_zeroes(place, piece.len() as u64, ZeroMode::Unmap)?;
@@ -79,6 +84,22 @@ impl<'a> DiskSink<'a> {
             start = end;
         }
         Ok(())
+    }
+}
+
+impl DiskSink<'_> {
+    /// The part of `bytes` from `start` on, at `place`, that is in one cluster: whether it is zeros,
+    /// whether it is the whole cluster, and where it ends.
+    fn cluster(&self, bytes: &[u8], start: usize, place: u64) -> (bool, bool, usize) {
+        let size = self.rules.cluster.max(1);
+        let left = usize::try_from(size - place % size).unwrap_or(usize::MAX);
+        let end = start.saturating_add(left).min(bytes.len());
+        let zero = self.rules.sparse > 0
+            && bytes.get(start..end).unwrap_or_default().chunks(GRAIN).all(is_zero);
+        let stop = place.saturating_add((end - start) as u64);
+        let whole =
+            place.is_multiple_of(size) && (stop.is_multiple_of(size) || stop == self.disk.size());
+        (zero, whole, end)
     }
 }
 
@@ -147,12 +168,25 @@ impl ExtentSink for DiskSink<'_> {
         if self.rules.sparse == 0 {
             return lend_zeros(self, offset, length);
         }
-        self.flush()?;
-        if self.rules.is_zero || length == 0 {
-            return Ok(());
+        let (mut offset, mut length) = (offset, length);
+        if self.rules.compress {
+            // What lies in a cluster with data is compressed with it.
+            let size = self.rules.cluster.max(1);
+            let into = (self.rules.start.saturating_add(offset)) % size;
+            let head = if into == 0 { 0 } else { (size - into).min(length) };
+            lend_zeros(self, offset, head)?;
+            (offset, length) = (offset.saturating_add(head), length - head);
         }
-        let at = self.rules.start.saturating_add(offset);
-        self.disk.write_zeroes(at, length, ZeroMode::Unmap)
+        let tail = if self.rules.compress { length % self.rules.cluster.max(1) } else { 0 };
+        let middle = length - tail;
+        if middle > 0 {
+            self.flush()?;
+            if !self.rules.is_zero {
+                let at = self.rules.start.saturating_add(offset);
+                self.disk.write_zeroes(at, middle, ZeroMode::Unmap)?;
+            }
+        }
+        lend_zeros(self, offset.saturating_add(middle), tail)
     }
 
     fn finish(&mut self, _size: u64) -> Result<()> {

@@ -15,12 +15,14 @@
 //! chunk    memory of the disk, and where it lies
 //! examine  what each cluster of a chunk is: nothing, zeros, data, compressed
 //! writer   chunks put in order and into the image
+//! streamed an image on a pipe, of which all is known beforehand
 //! ```
 //!
 //! Caller: `ops::convert`.
 
 mod chunk;
 mod examine;
+mod streamed;
 mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +39,7 @@ use crate::source::input;
 use chunk::Chunk;
 pub(crate) use examine::Rules;
 use examine::{Examined, Examiner};
+pub(crate) use streamed::StreamedSink;
 pub(crate) use writer::Qcow2Writer;
 
 /// Chunks that wait for an examining thread, besides one for each.

@@ -35,26 +35,36 @@ impl<'a> StreamSink<'a> {
     }
 
     fn zeros_until(&mut self, end: u64) -> Result<()> {
-        while self.at < end {
-            let count = (end - self.at).min(ZEROS.len() as u64);
-            let zeros = usize::try_from(count).ok().and_then(|count| ZEROS.get(..count));
-            self.writer
-                .write_all(zeros.unwrap_or_default())
-                .map_err(|error| Error::io("write the disk", self.path, error))?;
-            self.at += count;
-        }
+        zeros(self.writer, end.saturating_sub(self.at), self.path)?;
+        self.at = self.at.max(end);
         Ok(())
     }
 }
 
+/// Writes `length` zeros.
+pub(super) fn zeros(writer: &mut dyn Write, length: u64, path: &Path) -> Result<()> {
+    let mut left = length;
+    while left > 0 {
+        let count = left.min(ZEROS.len() as u64);
+        let zeros = usize::try_from(count).ok().and_then(|count| ZEROS.get(..count));
+        writer
+            .write_all(zeros.unwrap_or_default())
+            .map_err(|error| Error::io("write the disk", path, error))?;
+        left -= count;
+    }
+    Ok(())
+}
+
+/// What was written to a pipe cannot be taken back.
+pub(super) fn later_member() -> Error {
+    let message = "the archive's disk turned out to be a later member, and what was written to a pipe \
+                   cannot be taken back";
+    Error::new(ErrorKind::InvalidInput, message).with_hint("name the member")
+}
+
 impl ExtentSink for StreamSink<'_> {
     fn begin(&mut self, _shape: DiskShape) -> Result<()> {
-        if self.at == 0 {
-            return Ok(());
-        }
-        let message = "the archive's disk turned out to be a later member, and what was written to a \
-                       pipe cannot be taken back";
-        Err(Error::new(ErrorKind::InvalidInput, message).with_hint("name the member"))
+        if self.at == 0 { Ok(()) } else { Err(later_member()) }
     }
 
     fn lend(&mut self, offset: u64, most: u64) -> Result<&mut [u8]> {

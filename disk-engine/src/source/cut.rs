@@ -162,6 +162,11 @@ impl ExtentSource for Cut<'_> {
         Ok(read)
     }
 
+    fn map(&self) -> Option<Vec<(u64, u64)>> {
+        let all = self.source.map()?;
+        Some(all.into_iter().filter_map(|(offset, length)| self.part(offset, length)).collect())
+    }
+
     fn progress(&self) -> (u64, Option<u64>) {
         self.source.progress()
     }

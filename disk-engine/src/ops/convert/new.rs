@@ -11,6 +11,7 @@ use std::thread;
 use qcow2_format::image::Preallocation;
 use qcow2_format::{CreateOptions, WriteAt};
 
+use super::archive;
 use super::options::{ConvertOptions, ConvertReport, TargetFormat};
 use super::origin::{Origin, cannot_start};
 use crate::disk::DiskContent;
@@ -18,6 +19,7 @@ use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::qcow2::{Rules, qcow2};
 use crate::sink::raw::{RawRules, raw};
+use crate::source::extent::ExtentSource;
 use crate::sys::image_file::ImageFile;
 use crate::sys::image_lock::ImageLock;
 use crate::sys::pending::{self, PendingFile};
@@ -32,64 +34,74 @@ pub(super) fn convert(
     // nobody's way.
     let _ = pending::sweep(path);
     let pending = PendingFile::create(path, options.existing, options.mode)?;
-    let report = write(origin, pending.file(), path, options)?;
+    let report = match &options.format {
+        TargetFormat::Archive(pack) => {
+            archive::write(origin, &mut pending.file(), path, pack, options)
+        }
+        format => origin
+            .with_extents(options, |source| write(source, pending.file(), path, format, options)),
+    }?;
     options.control.check()?;
     pending.publish(options.durability)?;
     Ok(report)
 }
 
-/// Writes the target into `file`, which is empty; `path` is what errors call it.
+/// Writes `source` into `file`, which is empty; `path` is what errors call it.
 pub(super) fn write(
-    origin: Origin,
+    source: &mut dyn ExtentSource,
     file: &File,
     path: &Path,
+    format: &TargetFormat,
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
-    match &options.format {
+    match format {
         TargetFormat::Raw { preallocation } => {
-            write_raw(origin, file, path, *preallocation, options)
+            write_raw(source, file, path, *preallocation, options)
         }
         TargetFormat::Qcow2(image) => {
             let storage = storage(file, path)?;
-            write_qcow2(origin, storage, path, image, options)
+            write_qcow2(source, storage, path, image, options)
+        }
+        TargetFormat::Archive(_) => {
+            Err(Error::new(ErrorKind::InvalidInput, "an archive is made of a disk that is there"))
         }
     }
 }
 
 fn write_raw(
-    origin: Origin,
+    source: &mut dyn ExtentSource,
     file: &File,
     path: &Path,
     preallocation: Preallocation,
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
-    let mut report = ConvertReport::default();
     let written = AtomicU64::new(0);
     let full = preallocation == Preallocation::Full;
     let sparse = if full { 0 } else { options.sparse };
     let rules = RawRules { sparse: usize::try_from(sparse).unwrap_or(usize::MAX), sums: false };
-    origin.with_extents(options, &mut report, |source| {
-        thread::scope(|scope| {
-            let (mut sink, writer) = raw(file, path, rules, &written);
-            let writer = thread::Builder::new()
-                .name("disk-writer".into())
-                .spawn_scoped(scope, || writer.run())
-                .map_err(cannot_start)?;
-            let pumped = pump(source, &mut sink, &options.control);
-            drop(sink);
-            // When writing failed, pumping failed for want of a writer: the first is the reason.
-            writer.join().map_err(|_| panicked())??;
-            pumped
-        })
+    let virtual_size = thread::scope(|scope| {
+        let (mut sink, writer) = raw(file, path, rules, &written);
+        let writer = thread::Builder::new()
+            .name("disk-writer".into())
+            .spawn_scoped(scope, || writer.run())
+            .map_err(cannot_start)?;
+        let pumped = pump(source, &mut sink, &options.control);
+        drop(sink);
+        // When writing failed, pumping failed for want of a writer: the first is the reason.
+        writer.join().map_err(|_| panicked())??;
+        pumped
     })?;
     if preallocation == Preallocation::Falloc {
         storage(file, path)?
-            .allocate_at(0, report.virtual_size)
+            .allocate_at(0, virtual_size)
             .map_err(|error| Error::io("take space for", path, error))?;
     }
-    report.stored_bytes = written.into_inner();
-    report.file_length = report.virtual_size;
-    Ok(report)
+    Ok(ConvertReport {
+        virtual_size,
+        stored_bytes: written.into_inner(),
+        file_length: virtual_size,
+        ..ConvertReport::default()
+    })
 }
 
 /// Nobody else can have a file open that has no name yet.
@@ -100,7 +112,7 @@ fn storage(file: &File, path: &Path) -> Result<ImageFile> {
 }
 
 fn write_qcow2(
-    origin: Origin,
+    source: &mut dyn ExtentSource,
     storage: ImageFile,
     path: &Path,
     image: &CreateOptions,
@@ -115,40 +127,38 @@ fn write_qcow2(
     let rules = Rules::new(header.geometry(), compression, options.sparse, below);
     let threads = if rules.is_heavy() { options.threads() } else { 0 };
     let written = AtomicU64::new(0);
-    let mut report = ConvertReport::default();
-    let mut counts = None;
-    origin.with_extents(options, &mut report, |source| {
-        thread::scope(|scope| {
-            let (mut sink, examiners, writer) =
-                qcow2(image, storage, &rules, threads, &written, &options.control);
-            // Gone with the last thread, so that the writing one hears of it.
-            let examiners = examiners.map(Arc::new);
-            for number in 0..threads {
-                let Some(examiners) = examiners.clone() else { break };
-                thread::Builder::new()
-                    .name(format!("disk-examiner-{number}"))
-                    .spawn_scoped(scope, move || examiners.run())
-                    .map_err(cannot_start)?;
-            }
-            drop(examiners);
-            let writer = thread::Builder::new()
-                .name("disk-writer".into())
-                .spawn_scoped(scope, move || writer.run(path))
+    let counts = thread::scope(|scope| {
+        let (mut sink, examiners, writer) =
+            qcow2(image, storage, &rules, threads, &written, &options.control);
+        // Gone with the last thread, so that the writing one hears of it.
+        let examiners = examiners.map(Arc::new);
+        for number in 0..threads {
+            let Some(examiners) = examiners.clone() else { break };
+            thread::Builder::new()
+                .name(format!("disk-examiner-{number}"))
+                .spawn_scoped(scope, move || examiners.run())
                 .map_err(cannot_start)?;
-            let pumped = pump(source, &mut sink, &options.control);
-            drop(sink);
-            counts = writer.join().map_err(|_| panicked())??;
-            pumped
-        })
+        }
+        drop(examiners);
+        let writer = thread::Builder::new()
+            .name("disk-writer".into())
+            .spawn_scoped(scope, move || writer.run(path))
+            .map_err(cannot_start)?;
+        let pumped = pump(source, &mut sink, &options.control);
+        drop(sink);
+        let counts = writer.join().map_err(|_| panicked())??;
+        pumped.map(|_| counts)
     })?;
     let Some((header, counts)) = counts else { return Err(panicked()) };
-    report.virtual_size = header.virtual_size();
-    report.stored_bytes = counts.stored;
-    report.compressed_clusters = counts.compressed;
-    report.compressed_bytes = counts.payload_bytes;
-    report.zeroed_bytes = counts.zeroed;
-    report.file_length = counts.file_length;
-    Ok(report)
+    Ok(ConvertReport {
+        virtual_size: header.virtual_size(),
+        stored_bytes: counts.stored,
+        compressed_clusters: counts.compressed,
+        compressed_bytes: counts.payload_bytes,
+        zeroed_bytes: counts.zeroed,
+        file_length: counts.file_length,
+        ..ConvertReport::default()
+    })
 }
 
 fn panicked() -> Error {

@@ -1,7 +1,8 @@
 //! What is converted, into what, and how; and what came of it.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::fmt;
+use std::io::{Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::base::BaseFormat;
 use crate::control::Control;
 use crate::disk::{Disk, DiskContent, DiskOptions, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::pack::PackOptions;
 use crate::source::Source;
 use crate::source::disk::UnreadableParts;
 use crate::sys::pending::{Durability, Existing, FileMode};
@@ -30,7 +32,6 @@ pub struct DiskSpec {
 }
 
 /// Where a disk comes from.
-#[derive(Debug)]
 pub enum ConvertSource {
     /// Images, each with what it stands on; several are one disk, one behind the other.
     Images(Vec<DiskSpec>),
@@ -38,6 +39,27 @@ pub enum ConvertSource {
     Disks(Vec<Disk>),
     /// An archive, a compressed image, or raw bytes from a pipe.
     Packed(Source),
+    /// A qcow2 image from a pipe. It streams if its tables come before the data they name and that is
+    /// in order, as in images written to pipes here; any other is spilled first.
+    Piped {
+        /// Where it comes from.
+        reader: Box<dyn Read + Send>,
+        /// What messages call it.
+        label: PathBuf,
+        /// The snapshot that is read, by id or name.
+        snapshot: Option<String>,
+    },
+}
+
+impl fmt::Debug for ConvertSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Images(images) => f.debug_tuple("Images").field(images).finish(),
+            Self::Disks(disks) => f.debug_tuple("Disks").field(disks).finish(),
+            Self::Packed(source) => f.debug_tuple("Packed").field(source).finish(),
+            Self::Piped { label, .. } => f.debug_tuple("Piped").field(label).finish(),
+        }
+    }
 }
 
 /// Where a disk goes.
@@ -63,6 +85,24 @@ pub enum TargetFormat {
     },
     /// A qcow2 image like this. Its virtual size is the source's, or [`ConvertOptions::size`].
     Qcow2(CreateOptions),
+    /// A compressed sparse archive, as [`pack`](crate::ops::pack()) makes it. Of its options those
+    /// about the disk and the file say nothing here.
+    Archive(PackOptions),
+}
+
+/// Where what cannot go straight through a pipe is kept meanwhile, in a file without a name.
+#[derive(Clone, Debug)]
+pub struct Spill {
+    /// The folder of that file.
+    pub folder: PathBuf,
+    /// Most bytes it may take.
+    pub limit: u64,
+}
+
+impl Default for Spill {
+    fn default() -> Self {
+        Self { folder: PathBuf::from("/var/tmp"), limit: 1 << 40 }
+    }
 }
 
 /// The disk a new image stands on, as far as its content is concerned: what is the same there is not
@@ -98,6 +138,8 @@ pub struct ConvertOptions {
     pub target: WritableDiskOptions,
     /// Read what can be read, list the rest and take it for zeros.
     pub salvage: bool,
+    /// Where what cannot go straight through a pipe is kept meanwhile.
+    pub spill: Spill,
     /// Threads that decode, and threads that compress; as many as there are cores unless given.
     pub threads: Option<NonZeroUsize>,
     /// What to do when the target exists.
@@ -127,6 +169,7 @@ impl ConvertOptions {
             target_is_zero: false,
             target: WritableDiskOptions::default(),
             salvage: false,
+            spill: Spill::default(),
             threads: None,
             existing: Existing::Refuse,
             durability: Durability::None,
@@ -142,8 +185,9 @@ impl ConvertOptions {
         let preallocation = match &self.format {
             TargetFormat::Raw { preallocation } => *preallocation,
             TargetFormat::Qcow2(image) => image.wanted_preallocation(),
+            TargetFormat::Archive(_) => Preallocation::Off,
         };
-        if self.compress && matches!(self.format, TargetFormat::Raw { .. }) {
+        if self.compress && !matches!(self.format, TargetFormat::Qcow2(_)) {
             return refuse("only qcow2 images are compressed", "compress");
         }
         if self.compress && preallocation != Preallocation::Off {
@@ -151,6 +195,9 @@ impl ConvertOptions {
         }
         if self.below.is_some() && !matches!(self.format, TargetFormat::Qcow2(_)) {
             return refuse("only qcow2 images stand on another", "backing file");
+        }
+        if self.into_existing && matches!(self.format, TargetFormat::Archive(_)) {
+            return refuse("an archive is always made anew", "target");
         }
         if self.below.is_some() && self.into_existing {
             return refuse("the image that is there has its own backing file", "backing file");
@@ -224,6 +271,8 @@ pub struct ConvertReport {
     pub zeroed_bytes: u64,
     /// Length of the target's file in bytes; 0 for a disk that was there.
     pub file_length: u64,
+    /// Bytes that were kept in a file meanwhile; 0 if all went straight through.
+    pub spilled_bytes: u64,
     /// Bytes of the source that were read: of a packed one as it is, else of its disk.
     pub source_bytes: u64,
     /// What could not be read and is zeros, if that was wanted.

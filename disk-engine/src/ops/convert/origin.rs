@@ -7,11 +7,13 @@ use std::thread;
 
 use super::joined::Joined;
 use super::options::{ConvertOptions, ConvertReport, ConvertSource};
+use super::piped::{self, Piped, PipedImage};
 use super::same;
-use crate::disk::{Disk, DiskContent};
+use crate::base::BaseFormat;
+use crate::disk::{Disk, DiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::cut::{Cut, Wanted};
-use crate::source::disk::{Ahead, DiskSource, Reading};
+use crate::source::disk::{Ahead, DiskSource};
 use crate::source::extent::ExtentSource;
 use crate::source::{Opened, Source};
 
@@ -23,11 +25,23 @@ pub(super) enum Origin {
         source: Source,
         label: String,
     },
+    /// A qcow2 image from a pipe, whose tables came before the data.
+    Streamed(Box<PipedImage>),
 }
 
 impl Origin {
     pub(super) fn open(source: ConvertSource, options: &ConvertOptions) -> Result<Self> {
+        let mut spilled = 0;
         let disks = match source {
+            ConvertSource::Piped { reader, label, snapshot } => {
+                match piped::open(reader, &label, snapshot.as_deref(), options)? {
+                    Piped::Streamed(image) => return Ok(Self::Streamed(image)),
+                    Piped::Spilled(disk, kept) => {
+                        spilled = kept;
+                        vec![disk]
+                    }
+                }
+            }
             ConvertSource::Packed(source) => {
                 if options.salvage {
                     let message = "only images are salvaged; a packed source is whole or useless";
@@ -38,7 +52,14 @@ impl Origin {
                     None => source,
                 };
                 let label = source.label();
-                return Ok(Self::Packed { source, label });
+                let named = |error: Error| error.or_path(&label);
+                match source.plain_file(&options.control).map_err(named)? {
+                    // As an image it is read anywhere, and its holes are known.
+                    Some(path) => {
+                        vec![Disk::open(path, BaseFormat::Raw, &DiskOptions::default())?]
+                    }
+                    None => return Ok(Self::Packed { source, label }),
+                }
             }
             ConvertSource::Disks(disks) => disks,
             ConvertSource::Images(images) => images
@@ -54,7 +75,7 @@ impl Origin {
                 })
                 .collect::<Result<_>>()?,
         };
-        let joined = Joined::new(disks)?;
+        let joined = Joined::new(disks, spilled)?;
         for image in joined.disks().flat_map(Disk::images) {
             if image.corrupt && !options.salvage {
                 return Err(Error::new(ErrorKind::Corrupt, "the image is marked corrupt")
@@ -70,54 +91,66 @@ impl Origin {
         match self {
             Self::Disks(joined) => joined.files().iter().any(|file| same(file, path)),
             Self::Packed { source, .. } => source.is_file(path),
+            // What it comes from has no name.
+            Self::Streamed(_) => false,
         }
     }
 
-    /// Has `work` read the source, and fills in the report what was read.
+    /// Has `work` read the source, and completes its report with what was read.
     pub(super) fn with_extents(
         self,
         options: &ConvertOptions,
-        report: &mut ConvertReport,
-        work: impl FnOnce(&mut dyn ExtentSource) -> Result<u64>,
-    ) -> Result<()> {
-        report.threads = options.threads();
+        work: impl FnOnce(&mut dyn ExtentSource) -> Result<ConvertReport>,
+    ) -> Result<ConvertReport> {
         let wanted = Wanted { offset: options.offset, length: options.length, size: options.size };
         match self {
-            Self::Disks(joined) => {
-                let reading = if options.salvage {
-                    Reading::to_salvage(&joined, joined.unit())
-                } else {
-                    Reading::strict(&joined)
-                };
-                let start = wanted.offset.min(joined.size());
-                let length = wanted.length.unwrap_or(u64::MAX);
-                let range = start..start.saturating_add(length).min(joined.size());
-                report.source_bytes = range.end - range.start;
-                let ahead = Ahead::new(&reading, options.threads());
-                report.virtual_size = thread::scope(|scope| {
-                    let _end = End(&ahead);
-                    for number in 0..options.threads() {
-                        thread::Builder::new()
-                            .name(format!("disk-reader-{number}"))
-                            .spawn_scoped(scope, || ahead.run())
-                            .map_err(cannot_start)?;
-                    }
-                    let mut source = DiskSource::new(&reading, Some(&ahead), range);
-                    let whole = Wanted { offset: 0, length: None, size: wanted.size };
-                    work(&mut Cut::new(&mut source, whole))
-                })?;
-                report.unreadable = reading.into_unreadable();
-                Ok(())
-            }
+            Self::Disks(joined) => with_disk(&joined, options, work),
             Self::Packed { source, label } => {
                 let named = |error: Error| error.or_path(&label);
                 let mut opened: Opened = source.open(false, &options.control).map_err(named)?;
-                report.virtual_size = work(&mut Cut::new(&mut opened, wanted)).map_err(named)?;
+                let mut report = work(&mut Cut::new(&mut opened, wanted)).map_err(named)?;
                 report.source_bytes = opened.finish().map_err(named)?.bytes;
-                Ok(())
+                report.threads = options.threads();
+                Ok(report)
+            }
+            Self::Streamed(mut image) => {
+                let mut report = work(&mut Cut::new(&mut *image, wanted))?;
+                report.source_bytes = image.finish()?;
+                report.threads = options.threads();
+                Ok(report)
             }
         }
     }
+}
+
+/// Has `work` read disks, as [`Origin::with_extents`].
+fn with_disk(
+    joined: &Joined,
+    options: &ConvertOptions,
+    work: impl FnOnce(&mut dyn ExtentSource) -> Result<ConvertReport>,
+) -> Result<ConvertReport> {
+    let reading = joined.reading(options.salvage);
+    let range = joined.range(options.offset, options.length);
+    let read = range.end - range.start;
+    let threads = options.threads();
+    let ahead = Ahead::new(&reading, threads);
+    let mut report = thread::scope(|scope| {
+        let _end = End(&ahead);
+        for number in 0..threads {
+            thread::Builder::new()
+                .name(format!("disk-reader-{number}"))
+                .spawn_scoped(scope, || ahead.run())
+                .map_err(cannot_start)?;
+        }
+        let mut source = DiskSource::new(&reading, Some(&ahead), range);
+        let whole = Wanted { offset: 0, length: None, size: options.size };
+        work(&mut Cut::new(&mut source, whole))
+    })?;
+    report.source_bytes = read;
+    report.spilled_bytes = report.spilled_bytes.saturating_add(joined.spilled());
+    report.threads = threads;
+    report.unreadable = reading.into_unreadable();
+    Ok(report)
 }
 
 /// Ends the reading threads, whatever happens.
