@@ -17,6 +17,8 @@ pub struct ContentRun {
     pub length: u64,
     /// Whether it is known to read as zeros without reading it.
     pub zero: bool,
+    /// Whether it is stored compressed, so that reading it is work for several threads.
+    pub compressed: bool,
 }
 
 /// A disk whose content can be read anywhere, by several threads at once.

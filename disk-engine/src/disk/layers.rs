@@ -143,13 +143,17 @@ impl Layers {
     pub(super) fn content_at(&self, offset: u64) -> Result<ContentRun> {
         self.check(offset, 1)?;
         let mut pieces = DiskRuns::new(self, offset..self.size);
-        let mut run = ContentRun { length: 0, zero: false };
+        let mut run = ContentRun { length: 0, zero: false, compressed: false };
         for index in 0..PIECES_MAX {
             match pieces.piece() {
                 Some(Ok(piece)) if index == 0 => {
-                    run = ContentRun { length: piece.length, zero: piece.zero };
+                    run = ContentRun {
+                        length: piece.length,
+                        zero: piece.zero,
+                        compressed: piece.compressed,
+                    };
                 }
-                Some(Ok(piece)) if piece.zero == run.zero => {
+                Some(Ok(piece)) if (piece.zero, piece.compressed) == (run.zero, run.compressed) => {
                     run.length = run.length.saturating_add(piece.length);
                 }
                 Some(Err(error)) if index == 0 => return Err(error),

@@ -86,7 +86,11 @@ impl DiskContent for RawDisk {
             Some(data) => (data.start, true),
             None => (self.size, true),
         };
-        Ok(ContentRun { length: end.min(self.size).saturating_sub(offset).max(1), zero })
+        Ok(ContentRun {
+            length: end.min(self.size).saturating_sub(offset).max(1),
+            zero,
+            compressed: false,
+        })
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {

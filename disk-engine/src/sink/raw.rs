@@ -22,9 +22,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sink::ExtentSink;
 use crate::sink::checksum::{ExtentSum, ExtentSums};
-use crate::sink::window::{WINDOW, Window};
+use crate::sink::window::{GRAIN, WINDOW, Window};
+use crate::sink::{ExtentSink, lend_zeros};
 use crate::source::extent::DiskShape;
 use crate::source::input;
 use crate::sys::space;
@@ -33,6 +33,21 @@ use crate::sys::space;
 const BACKLOG: usize = 4;
 /// How many windows there are: those that wait, one being filled and one being written.
 const WINDOWS: usize = BACKLOG + 2;
+
+/// How a raw file is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawRules {
+    /// Fewer zeros in a row are written, and 0 writes all of them; in bytes.
+    pub(crate) sparse: usize,
+    /// Whether what is written is summed up.
+    pub(crate) sums: bool,
+}
+
+impl Default for RawRules {
+    fn default() -> Self {
+        Self { sparse: GRAIN, sums: true }
+    }
+}
 
 enum Work {
     Begin(DiskShape),
@@ -48,6 +63,7 @@ pub(crate) struct RawSink<'a> {
     made: usize,
     window: Option<Window>,
     size: Option<u64>,
+    rules: RawRules,
     written: &'a AtomicU64,
 }
 
@@ -58,6 +74,7 @@ pub(crate) struct RawWriter<'a> {
     free: Sender<Vec<u8>>,
     file: &'a File,
     path: &'a Path,
+    rules: RawRules,
     written: &'a AtomicU64,
 }
 
@@ -66,13 +83,14 @@ pub(crate) struct RawWriter<'a> {
 pub(crate) fn raw<'a>(
     file: &'a File,
     path: &'a Path,
+    rules: RawRules,
     written: &'a AtomicU64,
 ) -> (RawSink<'a>, RawWriter<'a>) {
     let (work, queue) = mpsc::sync_channel(BACKLOG);
     let (give_back, free) = mpsc::channel();
     (
-        RawSink { work, free, made: 0, window: None, size: None, written },
-        RawWriter { work: queue, free: give_back, file, path, written },
+        RawSink { work, free, made: 0, window: None, size: None, rules, written },
+        RawWriter { work: queue, free: give_back, file, path, rules, written },
     )
 }
 
@@ -134,9 +152,12 @@ impl ExtentSink for RawSink<'_> {
         Ok(())
     }
 
-    fn zero(&mut self, _offset: u64, _length: u64) -> Result<()> {
+    fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
         // A new file is all hole; only what is in the way is written, by `Window`.
-        Ok(())
+        if self.rules.sparse > 0 {
+            return Ok(());
+        }
+        lend_zeros(self, offset, length)
     }
 
     fn finish(&mut self, size: u64) -> Result<()> {
@@ -170,7 +191,9 @@ impl RawWriter<'_> {
                     }
                 }
                 Work::Window(window) => {
-                    window.pieces(|offset, bytes| self.write(offset, bytes, &mut sums))?;
+                    window.pieces(self.rules.sparse, |offset, bytes| {
+                        self.write(offset, bytes, &mut sums)
+                    })?;
                     // The other side may have ended meanwhile.
                     let _ = self.free.send(window.into_memory());
                 }
@@ -182,7 +205,9 @@ impl RawWriter<'_> {
     }
 
     fn write(&self, offset: u64, bytes: &[u8], sums: &mut ExtentSums) -> Result<()> {
-        sums.add(offset, bytes);
+        if self.rules.sums {
+            sums.add(offset, bytes);
+        }
         self.file.write_all_at(bytes, offset).map_err(|error| {
             let full = ErrorKind::of_io(&error) == ErrorKind::NoSpace;
             let error = Error::io("write the disk", self.path, error).with_offset(offset);

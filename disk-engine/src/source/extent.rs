@@ -62,6 +62,12 @@ pub trait ExtentSource {
     /// As for [`ExtentSource::next_extent`].
     fn read(&mut self, bytes: &mut [u8]) -> Result<usize>;
 
+    /// The data of the disk named last, offset and length, ascending, if all of it is known before
+    /// its bytes and no other disk will take its place. What is called data may still be zeros.
+    fn map(&self) -> Option<Vec<(u64, u64)>> {
+        None
+    }
+
     /// Bytes of the source seen so far, and how many there are if that is known: for progress.
     fn progress(&self) -> (u64, Option<u64>);
 }
