@@ -18,6 +18,7 @@
 //! qemu-img's. Callers: disk-engine's `overlay` and `ops::create`.
 
 mod layout;
+pub mod measure;
 
 use crate::address::HostOffset;
 use crate::error::{Error, OptionsError, Result};

@@ -22,6 +22,7 @@ mod options;
 mod payload;
 mod read;
 mod tables;
+mod usage;
 mod write;
 
 use crate::address::HostOffset;
