@@ -25,18 +25,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What a comparison of two maps found.
-#[derive(Debug, Default)]
-struct Compared {
-    /// Entries of both.
-    entries: usize,
-    /// Whether they were equal to the letter.
-    exactly: bool,
-}
-
-/// Compares both forms of a map, with the same options. Returns nothing if qemu-img does not open the
-/// image.
-fn same_map(folder: &Path, format: &str, options: &[&str], image: &str) -> Option<Compared> {
+/// Compares both forms of a map, with the same options. Returns how many entries it has, or nothing if
+/// qemu-img does not open the image.
+fn same_map(folder: &Path, format: &str, options: &[&str], image: &str) -> Option<usize> {
     let both = |form: &str| {
         let arguments = [&["map", "-f", format, "--output", form], options].concat();
         let theirs = run(folder, "qemu-img", &[&arguments[..], &[image]].concat());
@@ -49,40 +40,11 @@ fn same_map(folder: &Path, format: &str, options: &[&str], image: &str) -> Optio
     let what = format!("{format} {options:?} {image}: {ours:?} {theirs:?}");
     assert_eq!(ours.status.code(), theirs.status.code(), "{what}");
     let our_entries: Vec<Value> = serde_json::from_slice(&ours.stdout).unwrap();
-    let exactly = !text(&theirs.stdout).contains("\"zero\": true, \"data\": true");
-    if exactly {
-        assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{what}");
-        let (ours, theirs) = both("human");
-        assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{what}");
-        assert_eq!(ours.status.code(), theirs.status.code(), "{what}");
-    } else {
-        // Where QEMU takes an image for preallocated, it looks for holes in the file as well.
-        assert_eq!(our_entries, without_holes(&theirs.stdout), "{what}");
-    }
-    Some(Compared { entries: our_entries.len(), exactly })
-}
-
-/// A map in which what is stored is not asked whether it is zeros.
-fn without_holes(json: &[u8]) -> Vec<Value> {
-    let mut entries: Vec<Value> = Vec::new();
-    for mut entry in serde_json::from_slice::<Vec<Value>>(json).unwrap() {
-        if entry["data"] == true {
-            entry["zero"] = false.into();
-        }
-        if let Some(last) = entries.last_mut() {
-            let length = last["length"].as_u64().unwrap();
-            let alike = |name: &str| last[name] == entry[name];
-            let offset = last["offset"].as_u64().map(|offset| offset + length);
-            let goes_on = ["depth", "present", "zero", "data", "compressed"].into_iter().all(alike)
-                && offset == entry["offset"].as_u64();
-            if goes_on {
-                last["length"] = (length + entry["length"].as_u64().unwrap()).into();
-                continue;
-            }
-        }
-        entries.push(entry);
-    }
-    entries
+    assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{what}");
+    let (ours, theirs) = both("human");
+    assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{what}");
+    assert_eq!(ours.status.code(), theirs.status.code(), "{what}");
+    Some(our_entries.len())
 }
 
 #[test]
@@ -91,7 +53,7 @@ fn every_image_of_testdata_is_mapped_as_qemu_img_maps_it() {
         return;
     }
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../testdata/images");
-    let (mut mapped, mut exactly, mut names) = (0, 0, Vec::new());
+    let (mut mapped, mut names) = (0, Vec::new());
     for entry in fs::read_dir(&folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".qcow2") && !name.starts_with("bad-") {
@@ -99,15 +61,11 @@ fn every_image_of_testdata_is_mapped_as_qemu_img_maps_it() {
         }
     }
     for name in &names {
-        if let Some(compared) = same_map(&folder, "qcow2", &[], name) {
-            mapped += 1;
-            exactly += usize::from(compared.exactly);
-        }
+        mapped += usize::from(same_map(&folder, "qcow2", &[], name).is_some());
         assert!(same_map(&folder, "raw", &[], name).is_some());
     }
     // Those with a backing or data file that is not kept are opened by nobody.
-    let counts = format!("{exactly} of {mapped} of {}", names.len());
-    assert!(mapped > 25 && exactly > 20, "{counts}");
+    assert!(mapped > 25, "{mapped} of {}", names.len());
 }
 
 /// A raw file with holes.
@@ -153,7 +111,7 @@ fn chains_are_mapped_as_qemu_img_maps_them() {
     }
     let place = memory_folder();
     let folder = place.path();
-    let (mut entries, mut exactly) = (0, 0);
+    let mut entries = 0;
     for (seed, (options, raw_size, sizes)) in [
         ("cluster_size=512", 200_000, [300_000, 250_000]),
         ("cluster_size=64k", 3_000_000, [5 << 20, 6 << 20]),
@@ -196,16 +154,14 @@ fn chains_are_mapped_as_qemu_img_maps_them() {
                 &["-s", "999", "-l", "2"],
                 &["-s", "1G"],
             ] {
-                let compared = same_map(folder, "qcow2", part, image).unwrap();
-                entries += compared.entries;
-                exactly += usize::from(compared.exactly);
+                entries += same_map(folder, "qcow2", part, image).unwrap();
             }
         }
         for part in [&[][..], &["-s", "999"], &["-s", "99998"], &["-l", "700"]] {
-            entries += same_map(folder, "raw", part, "base").unwrap().entries;
+            entries += same_map(folder, "raw", part, "base").unwrap();
         }
     }
-    assert!(entries > 500 && exactly > 30, "{entries}, {exactly}");
+    assert!(entries > 500, "{entries}");
 }
 
 #[test]
@@ -228,8 +184,7 @@ fn a_snapshot_is_mapped_as_the_disk_it_was() {
     let now = run(folder, ENGINE, &["map", "-f", "qcow2", "--json", "vm"]);
     img_in(folder, &["snapshot", "-a", "first", "vm"]);
     let then = run(folder, "qemu-img", &["map", "-f", "qcow2", "--output", "json", "vm"]);
-    let entries: Vec<Value> = serde_json::from_slice(&ours.stdout).unwrap();
-    assert_eq!(entries, without_holes(&then.stdout));
+    assert_eq!(text(&ours.stdout), text(&then.stdout));
     assert_ne!(now.stdout, ours.stdout);
     let absent = run(folder, ENGINE, &["map", "--json", "--snapshot", "second", "vm"]);
     assert_eq!((absent.status.code(), absent.stdout.len()), (Some(1), 0), "{absent:?}");

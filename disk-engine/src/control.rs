@@ -73,6 +73,14 @@ pub enum Event {
         /// Bytes of this base that have checksums.
         total_bytes: u64,
     },
+    /// Two disks are being compared.
+    Comparing {
+        /// The place up to which nothing different was found or is left to be looked at by another
+        /// thread, in bytes.
+        compared_bytes: u64,
+        /// Size of the larger disk in bytes.
+        total_bytes: u64,
+    },
     /// Another thread or process is making the base; the caller waits for it.
     Waiting {
         /// Who holds the lock, as far as it is known.

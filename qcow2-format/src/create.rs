@@ -22,6 +22,7 @@ mod counting;
 mod data_file;
 mod fill;
 mod layout;
+pub mod measure;
 mod stream;
 mod tables;
 

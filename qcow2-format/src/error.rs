@@ -309,6 +309,9 @@ pub enum Violation {
     /// A bitmap directory whose entries do not fill it.
     #[error("the entries of the bitmap directory do not end where it does")]
     BitmapDirectory,
+    /// A LUKS header that is none, or of another version.
+    #[error("a LUKS header begins with its magic number, and has version 1")]
+    LuksHeader,
     /// More than 1024 bytes of extra data in a snapshot table entry.
     #[error("a snapshot has at most 1024 bytes of extra data")]
     SnapshotExtraData,

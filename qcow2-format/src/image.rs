@@ -23,6 +23,7 @@ mod options;
 mod payload;
 mod read;
 mod tables;
+mod usage;
 mod write;
 
 use crate::address::HostOffset;

@@ -59,6 +59,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod bitmap;
 pub mod compressed;
 pub mod create;
 pub mod error;
@@ -69,6 +70,7 @@ pub mod image;
 pub mod io;
 pub mod l1;
 pub mod l2;
+pub mod luks;
 pub mod snapshot;
 
 mod raw;

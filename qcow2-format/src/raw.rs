@@ -8,7 +8,7 @@
 //!                                                                            unknown fields
 //! ```
 //!
-//! Field names are the specification's. Callers: `header`, `snapshot`.
+//! Field names are the specification's. Callers: `header`, `snapshot`, `bitmap`, `luks`.
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -102,3 +102,49 @@ pub(crate) struct RawSnapshot {
     pub extra_data_size: U32,
 }
 const _: () = assert!(size_of::<RawSnapshot>() == 40);
+
+/// The fixed part of a bitmap directory entry (spec: "Bitmap directory").
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawBitmap {
+    pub bitmap_table_offset: U64,
+    pub bitmap_table_size: U32,
+    pub flags: U32,
+    /// The specification's `type`.
+    pub kind: u8,
+    pub granularity_bits: u8,
+    pub name_size: U16,
+    pub extra_data_size: U32,
+}
+const _: () = assert!(size_of::<RawBitmap>() == 24);
+
+/// What a LUKS header begins with (LUKS1 On-Disk Format Specification, "The partition header").
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawLuksHeader {
+    pub magic: [u8; 6],
+    pub version: U16,
+    pub cipher_name: [u8; 32],
+    pub cipher_mode: [u8; 32],
+    pub hash_spec: [u8; 32],
+    pub payload_offset: U32,
+    pub key_bytes: U32,
+    pub mk_digest: [u8; 20],
+    pub mk_digest_salt: [u8; 32],
+    pub mk_digest_iterations: U32,
+    pub uuid: [u8; 40],
+    pub key_slots: [RawLuksSlot; 8],
+}
+const _: () = assert!(size_of::<RawLuksHeader>() == 592);
+
+/// A key slot of a LUKS header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawLuksSlot {
+    pub active: U32,
+    pub iterations: U32,
+    pub salt: [u8; 32],
+    pub key_material_offset: U32,
+    pub stripes: U32,
+}
+const _: () = assert!(size_of::<RawLuksSlot>() == 48);

@@ -21,6 +21,7 @@ mod cache;
 mod cache_list;
 mod cache_prune;
 mod cache_verify;
+mod compare;
 mod config_disk;
 mod convert;
 mod create;
@@ -30,6 +31,7 @@ mod follow;
 mod info;
 mod io;
 mod map;
+mod measure;
 mod options;
 mod output;
 mod overlay;
@@ -79,6 +81,8 @@ enum Command {
     ConfigDisk(config_disk::Arguments),
     Info(info::Arguments),
     Map(map::Arguments),
+    Measure(measure::Arguments),
+    Compare(compare::Arguments),
     Io(io::Arguments),
     Attach(attach::Arguments),
     Usage(usage::Arguments),
@@ -114,6 +118,11 @@ pub fn main() -> ExitCode {
         Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Map(arguments) => map::run(arguments, &output),
+        Command::Measure(arguments) => measure::run(arguments, &output),
+        Command::Compare(arguments) => match compare::run(arguments, &output) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Io(arguments) => match io::run(arguments, &output) {
             Ok(code) => return code,
             Err(error) => Err(error),

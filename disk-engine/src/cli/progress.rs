@@ -40,6 +40,10 @@ fn show(bar: &ProgressBar, event: &Event) {
             bar.set_message("copying");
             draw_position(bar, *copied_bytes, Some(*total_bytes));
         }
+        Event::Comparing { compared_bytes, total_bytes } => {
+            bar.set_message("comparing");
+            draw_position(bar, *compared_bytes, Some(*total_bytes));
+        }
         Event::Verifying { verified_bytes, total_bytes, .. } => {
             bar.set_message("verifying");
             draw_position(bar, *verified_bytes, Some(*total_bytes));

@@ -10,8 +10,13 @@
 
 use std::path::Path;
 
+use qcow2_format::Header;
+use qcow2_format::bitmap::Bitmap;
+use qcow2_format::luks::LuksHeader;
+use qcow2_format::snapshot::Snapshot;
+
 use crate::base::BaseFormat;
-use crate::disk::chain::{Chain, ChainImage};
+use crate::disk::chain::{Chain, ChainImage, from_format};
 use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -42,6 +47,45 @@ pub fn inspect(path: impl AsRef<Path>, format: BaseFormat) -> Result<ChainImage>
     // There is one: a chain begins with its top.
     let nothing = || Error::new(ErrorKind::NotFound, "there is no image").with_path(path);
     chain.images.drain(..).next().ok_or_else(nothing)
+}
+
+impl ChainImage {
+    /// The snapshots of the image, as its table lists them; none if it is raw.
+    ///
+    /// # Errors
+    ///
+    /// The table is damaged or cannot be read.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        self.listed(|header| Snapshot::read_table(&self.file, header))
+    }
+
+    /// The bitmaps of the image that it vouches for; none if it is raw.
+    ///
+    /// # Errors
+    ///
+    /// The directory is damaged or cannot be read.
+    pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
+        self.listed(|header| Bitmap::read_directory(&self.file, header))
+    }
+
+    /// What the image's LUKS header says, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// It is damaged or cannot be read.
+    pub fn luks(&self) -> Result<Option<LuksHeader>> {
+        self.listed(|header| LuksHeader::read(&self.file, header))
+    }
+
+    fn listed<T: Default>(
+        &self,
+        read: impl FnOnce(&Header) -> qcow2_format::Result<T>,
+    ) -> Result<T> {
+        match &self.header {
+            None => Ok(T::default()),
+            Some(header) => read(header).map_err(|error| from_format(error, &self.path)),
+        }
+    }
 }
 
 #[cfg(test)]

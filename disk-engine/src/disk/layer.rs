@@ -9,6 +9,7 @@
 //! Callers: `opening`, `layers`.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::{Run, RunKind, WritableImage, ZeroMode};
@@ -21,11 +22,14 @@ use crate::disk::raw::RawDisk;
 use crate::disk::raw_write::WritableRaw;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::ImageFile;
+use crate::sys::{space, sparse};
 
 #[derive(Debug)]
 pub(super) struct Layer {
     path: PathBuf,
     content: Content,
+    /// Whether what is stored may be a hole of the file, and then is zeros.
+    holes: bool,
 }
 
 #[derive(Debug)]
@@ -56,19 +60,51 @@ impl From<qcow2_format::Error> for Failure {
 
 impl Layer {
     pub(super) fn raw(disk: RawDisk, path: PathBuf) -> Self {
-        Self { path, content: Content::Raw(disk) }
+        Self { path, content: Content::Raw(disk), holes: false }
     }
 
     pub(super) fn qcow2(image: Image<ImageFile>, path: PathBuf) -> Self {
-        Self { path, content: Content::Qcow2(Box::new(image)) }
+        Self { path, content: Content::Qcow2(Box::new(image)), holes: false }
     }
 
     pub(super) fn writable_raw(disk: WritableRaw, path: PathBuf) -> Self {
-        Self { path, content: Content::WritableRaw(disk) }
+        Self { path, content: Content::WritableRaw(disk), holes: false }
     }
 
     pub(super) fn writable_qcow2(image: WritableImage<ImageFile>, path: PathBuf) -> Self {
-        Self { path, content: Content::WritableQcow2(Box::new(image)) }
+        Self { path, content: Content::WritableQcow2(Box::new(image)), holes: false }
+    }
+
+    /// Has the holes of its file count as zeros, if it was preallocated: if it uses far more clusters
+    /// than its file takes space. QEMU draws the line there, too.
+    pub(super) fn look_for_holes(&mut self) -> Result<()> {
+        let Content::Qcow2(image) = &self.content else { return Ok(()) };
+        let metadata = image.storage().file().metadata();
+        let metadata = metadata.map_err(|error| Error::io("look at", &self.path, error))?;
+        let stored = space::allocated(&metadata) / image.header().geometry().cluster_bits.bytes();
+        let many = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
+        // Refcounts that cannot be read tell nothing; what reads data does without them.
+        self.holes = image.uses_clusters(many).unwrap_or(false);
+        Ok(())
+    }
+
+    /// `run` of this image as far as it is one hole of the file, or none; and which of both.
+    pub(super) fn hole(&self, run: Run) -> Result<(Run, bool)> {
+        let (RunKind::Data { host }, Content::Qcow2(image), true) =
+            (run.kind, &self.content, self.holes)
+        else {
+            return Ok((run, false));
+        };
+        let file = image.data_storage().file();
+        let data = sparse::next_data(file, host.to_u64())
+            .map_err(|error| Error::io("look for holes in", &self.path, error))?;
+        let (end, hole) = match data {
+            None => return Ok((run, true)),
+            Some(data) if data.start > host.to_u64() => (data.start, true),
+            Some(data) => (data.end, false),
+        };
+        let length = run.length.min(end.saturating_sub(host.to_u64())).max(1);
+        Ok((Run { length, ..run }, hole))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -97,6 +133,15 @@ impl Layer {
             Content::Qcow2(image) => image.virtual_size(),
             Content::WritableRaw(raw) => raw.disk().size(),
             Content::WritableQcow2(image) => image.virtual_size(),
+        }
+    }
+
+    /// The file that it stores its clusters in; `None` if it is written to.
+    pub(super) fn data_file(&self) -> Option<&File> {
+        match &self.content {
+            Content::Raw(disk) => Some(disk.storage().file()),
+            Content::Qcow2(image) => Some(image.data_storage().file()),
+            Content::WritableRaw(_) | Content::WritableQcow2(_) => None,
         }
     }
 

@@ -10,6 +10,7 @@
 //! `writable`, `map`.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -75,6 +76,11 @@ impl Layers {
         Self { size: top.size(), top, below }
     }
 
+    /// Has the holes of preallocated images' files count as zeros.
+    pub(super) fn look_for_holes(&mut self) -> Result<()> {
+        std::iter::once(&mut self.top).chain(&mut self.below).try_for_each(Layer::look_for_holes)
+    }
+
     /// Size of the disk in bytes: the top's.
     pub(super) fn size(&self) -> u64 {
         self.size
@@ -83,6 +89,11 @@ impl Layers {
     pub(super) fn images(&self) -> impl ExactSizeIterator<Item = DiskImage<'_>> {
         let count = self.below.len().saturating_add(1);
         (0..count).map(|depth| DiskImage::of(self.layer(depth).unwrap_or(&self.top)))
+    }
+
+    /// The file that each image stores its clusters in, top first.
+    pub(super) fn data_files(&self) -> impl Iterator<Item = Option<&File>> {
+        std::iter::once(&self.top).chain(&self.below).map(Layer::data_file)
     }
 
     /// # Errors
@@ -118,14 +129,15 @@ impl Layers {
             // Nothing below has it: it lies past the end of what is below.
             let below = self.layer(depth + 1).map_or(0, Layer::size);
             let left = cleared.until(depth).saturating_sub(offset);
-            let (length, kind) = if left > 0 {
-                (left.min(limit), unallocated)
+            let (length, kind, hole) = if left > 0 {
+                (left.min(limit), unallocated, false)
             } else {
-                let run = layer.run_at(offset, limit)?;
-                (run.length.min(limit), run.kind)
+                let (run, hole) = layer.hole(layer.run_at(offset, limit)?)?;
+                (run.length.min(limit), run.kind, hole)
             };
             let RunKind::Unallocated { .. } = kind else {
-                return Ok(DiskRun::new(offset, length, depth, kind));
+                let run = DiskRun::new(offset, length, depth, kind);
+                return Ok(DiskRun { zero: run.zero || hole, ..run });
             };
             if below <= offset {
                 return Ok(DiskRun::new(offset, length, depth, kind));
@@ -198,7 +210,7 @@ impl Layers {
         self.top.close()
     }
 
-    fn layer(&self, depth: usize) -> Option<&Layer> {
+    pub(super) fn layer(&self, depth: usize) -> Option<&Layer> {
         match depth.checked_sub(1) {
             None => Some(&self.top),
             Some(index) => self.below.get(index),

@@ -31,7 +31,8 @@ pub struct DiskRun {
     pub present: bool,
     /// Whether it is known to read as zeros.
     pub zero: bool,
-    /// Whether it is stored, as it is or compressed.
+    /// Whether it is stored, as it is or compressed. What is stored in a hole of a file is `zero`
+    /// as well, where holes are looked for.
     pub data: bool,
     /// Whether it is stored compressed.
     pub compressed: bool,

@@ -10,6 +10,8 @@
 //! raw_write and as one that is written to
 //! layer     an image of an opened chain, whatever its format
 //! layers    the images of an opened chain as one disk
+//! sectors   a disk counted in sectors
+//! status    what QEMU says of a place on a disk
 //! opening   from a chain to its layers
 //! opened    a disk that is read
 //! writable  a disk that is read and written
@@ -28,6 +30,8 @@ pub mod pad;
 pub mod policy;
 pub mod raw;
 mod raw_write;
+pub mod sectors;
+pub mod status;
 pub mod writable;
 
 pub use content::{ContentRun, DiskContent};
@@ -37,6 +41,7 @@ pub use map::{DiskRun, DiskRuns};
 pub use opened::{Disk, DiskFile, DiskOptions};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;
+pub use status::BlockStatus;
 pub use writable::{WritableDisk, WritableDiskOptions};
 
 pub use crate::sys::image_lock::Locking;

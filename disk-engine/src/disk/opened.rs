@@ -19,11 +19,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::base::BaseFormat;
+use crate::disk::chain;
 use crate::disk::content::{ContentRun, DiskContent};
 use crate::disk::layers::{DiskImage, Layers};
 use crate::disk::map::DiskRuns;
 use crate::disk::opening;
 use crate::disk::policy::BackingPolicy;
+use crate::disk::status::BlockStatus;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -47,6 +49,9 @@ pub struct DiskOptions {
     /// Threads that decode compressed clusters, the caller's among them; `None` leaves it to the
     /// number of processors.
     pub threads: Option<usize>,
+    /// Whether the file of an image that was preallocated is asked for holes, which are zeros then, as
+    /// `qemu-img` does. Telling whether it was takes a look at its refcounts.
+    pub holes: bool,
     /// Whether images and data files are locked, and who may use them meanwhile.
     pub locking: Locking,
 }
@@ -60,6 +65,7 @@ impl Default for DiskOptions {
             l2_cache: 4 << 20,
             cluster_cache: 8 << 20,
             threads: None,
+            holes: false,
             locking: Locking::Auto,
         }
     }
@@ -114,6 +120,26 @@ impl Disk {
     /// The images of the disk, top first.
     pub fn images(&self) -> impl ExactSizeIterator<Item = DiskImage<'_>> {
         self.0.images()
+    }
+
+    /// What QEMU says of the piece that starts at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// The tables are damaged or cannot be read; [`ErrorKind::InvalidInput`] if `offset` is not in the
+    /// disk's last sector or before it.
+    pub fn status_at(&self, offset: u64) -> Result<BlockStatus> {
+        self.0.status_at(offset)
+    }
+
+    /// Which file each image stores its clusters in, top first: device and inode, as far as they can
+    /// be told.
+    pub(crate) fn data_files(&self) -> Vec<Option<(u64, u64)>> {
+        let path = Path::new("");
+        self.0
+            .data_files()
+            .map(|file| file.and_then(|file| chain::identity(file, path).ok()))
+            .collect()
     }
 
     /// The runs of `range`, in order, each as long as it is.

@@ -175,7 +175,11 @@ fn layers(
             for_writing(image, data, writing)?
         }
     };
-    Ok(Layers::new(top, below))
+    let mut layers = Layers::new(top, below);
+    if options.holes {
+        layers.look_for_holes()?;
+    }
+    Ok(layers)
 }
 
 fn reading(

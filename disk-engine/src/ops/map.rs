@@ -17,12 +17,10 @@ use std::path::{Path, PathBuf};
 use qcow2_format::Header;
 
 use crate::base::BaseFormat;
+use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::disk::{Disk, DiskContent, DiskImage, DiskOptions, DiskRun};
 use crate::error::Result;
 use crate::ops::names;
-
-/// Bytes of a sector.
-const SECTOR: u64 = 512;
 
 /// What is told, and how the disk is opened.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +48,8 @@ pub struct MapEntry<'a> {
     pub present: bool,
     /// Whether it reads as zeros.
     pub zero: bool,
-    /// Whether it is stored, as it is or compressed.
+    /// Whether it is stored, as it is or compressed; in a hole of a preallocated file, if it is `zero`
+    /// as well.
     pub data: bool,
     /// Whether it is stored compressed.
     pub compressed: bool,
@@ -73,7 +72,7 @@ pub fn map(
     mut each: impl FnMut(&MapEntry<'_>) -> Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let disk = Disk::open(path, format, &options.disk)?;
+    let disk = Disk::open(path, format, &DiskOptions { holes: true, ..options.disk.clone() })?;
     let images: Vec<_> = disk.images().map(|image| Layer::of(&image, path)).collect();
     let size = whole_sectors(disk.size());
     let end = options.start.saturating_add(options.length.unwrap_or(u64::MAX)).min(size);
@@ -139,8 +138,4 @@ impl Layer {
             raw_end: (image.format == BaseFormat::Raw).then_some(image.size),
         }
     }
-}
-
-fn whole_sectors(size: u64) -> u64 {
-    size.checked_next_multiple_of(SECTOR).unwrap_or(size)
 }

@@ -10,23 +10,29 @@
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
 //! info        header, extensions, chain
+//! compare     whether two disks hold the same
+//! measure     how long the file of a new image gets
 //! map         which part of a disk comes from which image
 //! usage       what disks take, how they have grown, what is left
 //! ```
 
 pub mod boot;
 pub mod boot_image;
+pub mod compare;
 pub mod config_disk;
 pub mod convert;
 pub mod create;
 pub mod extract;
 pub mod info;
 pub mod map;
+pub mod measure;
 mod names;
 pub mod pack;
 pub mod prepare;
 pub mod usage;
 
+pub use compare::{CompareOptions, CompareReport, compare};
 pub use convert::{ConvertOptions, ConvertReport, convert};
 pub use extract::{ExtractOptions, ExtractReport, extract};
+pub use measure::{MeasureReport, MeasureTarget, measure, measure_size};
 pub use pack::{PackOptions, PackReport, pack};

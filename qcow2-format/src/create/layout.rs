@@ -14,6 +14,7 @@
 //! Callers: `create`.
 
 use crate::address::{HostCluster, HostOffset};
+use crate::create::measure::RefcountStructures;
 use crate::geometry::{Geometry, TABLE_ENTRY_BYTES};
 
 /// Places of a new image's tables.
@@ -192,23 +193,9 @@ impl Allocator {
 
     /// Refcount blocks that count `clusters` clusters, a table for them, and half a table more.
     fn generous_block_count(&self, clusters: u64) -> u64 {
-        let mut clusters = clusters;
-        let mut generous = false;
-        let (mut blocks, mut table, mut sum) = (0_u64, 0_u64, 0_u64);
-        loop {
-            blocks = (clusters + table + blocks).div_ceil(self.geometry.refcounts_per_block());
-            table = blocks.div_ceil(self.geometry.refcount_table_entries_per_cluster());
-            let last = std::mem::replace(&mut sum, clusters + blocks + table);
-            if sum != last {
-                continue;
-            }
-            if generous {
-                return blocks;
-            }
-            generous = true;
-            clusters += table.div_ceil(2);
-            sum = 0;
-        }
+        let least = RefcountStructures::for_clusters(self.geometry, clusters);
+        let generous = clusters + least.table.div_ceil(2);
+        RefcountStructures::for_clusters(self.geometry, generous).blocks
     }
 
     fn into_layout(mut self, l1: u64, l1_size: u64) -> Layout {

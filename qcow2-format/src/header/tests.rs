@@ -218,12 +218,13 @@ fn each_rule_is_checked_and_names_its_field() {
         SnapshotsWithExternalData, ExtensionTooLong, DuplicateExtension, BackingFormatTooLong,
         ExtensionLength, BitmapsMissing, BitmapCount, Reserved, BitmapDirectorySize,
         EncryptionHeaderMissing, EncryptionHeaderUnexpected;
-        // In the tests of `l1`, `l2`, `compressed`, `snapshot`, `image` and `image::write`.
+        // In the tests of `l1`, `l2`, `compressed`, `snapshot`, `bitmap`, `luks`, `image` and
+        // `image::write`.
         not here: ReservedBits, ClusterUnaligned, ZeroBit, SubclusterBothBits,
         SubclusterWithoutCluster, CompressedWithExternalData, ExternalDataElsewhere,
         CompressedData, SnapshotTableTooLarge, SnapshotExtraData, Overlap, NotTheOnlyReference,
         UnusedInUse, RefcountOverflow, DuplicateRefcountBlock, StartsBeyondFile, BitmapDirectory,
-        SharedL2Table,
+        SharedL2Table, LuksHeader,
     );
     let mut seen = BTreeSet::new();
     for (image, edits, field, value, offset, violation) in rows {

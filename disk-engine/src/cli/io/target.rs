@@ -16,11 +16,10 @@ use qcow2_format::header::Version;
 use qcow2_format::image::ZeroMode;
 
 use crate::disk::chain::QCOW2_MAGIC;
+pub(super) use crate::disk::sectors::SECTOR;
+use crate::disk::sectors::{read_sectors, whole_sectors};
 use crate::disk::{Disk, DiskContent, DiskRuns, WritableDisk};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Bytes of a sector.
-pub(super) const SECTOR: u64 = 512;
 
 /// A disk that is open.
 pub(super) trait Target {
@@ -69,7 +68,7 @@ impl Target for Disk {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        read(self, bytes, offset)
+        read_sectors(self, bytes, offset)
     }
 
     fn allocated(&self, offset: u64, limit: u64) -> Result<(bool, u64)> {
@@ -100,7 +99,7 @@ impl Written {
         if !self.guessed_raw || skip >= magic.len() {
             return Ok(());
         }
-        read(&self.disk, &mut magic, 0)?;
+        read_sectors(&self.disk, &mut magic, 0)?;
         for (byte, new) in magic.iter_mut().skip(skip).zip(bytes) {
             *byte = *new;
         }
@@ -118,7 +117,7 @@ impl Target for Written {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        read(&self.disk, bytes, offset)
+        read_sectors(&self.disk, bytes, offset)
     }
 
     fn allocated(&self, offset: u64, limit: u64) -> Result<(bool, u64)> {
@@ -188,22 +187,10 @@ impl Writer for Written {
     }
 }
 
-fn whole_sectors(size: u64) -> u64 {
-    size.checked_next_multiple_of(SECTOR).unwrap_or(size)
-}
-
 /// What the disk really has of a range.
 fn stored(disk: &impl DiskContent, offset: u64, length: u64) -> Range<u64> {
     let size = disk.size();
     offset.min(size)..offset.saturating_add(length).min(size)
-}
-
-fn read(disk: &impl DiskContent, bytes: &mut [u8], offset: u64) -> Result<()> {
-    let stored = disk.size().saturating_sub(offset);
-    let stored = usize::try_from(stored).unwrap_or(usize::MAX).min(bytes.len());
-    let (stored, beyond) = bytes.split_at_mut(stored);
-    beyond.fill(0);
-    if stored.is_empty() { Ok(()) } else { disk.read_at(stored, offset) }
 }
 
 /// [`Target::allocated`] of a disk of `size` bytes whose runs `map` tells.

@@ -1,0 +1,140 @@
+//! `disk-engine compare` beside `qemu-img compare`: pairs of disks, drawn.
+//!
+//! ```text
+//! seed ─▶ two disks that are nearly the same ─┬─▶ qemu-img compare ────▶ words, code ─┐
+//!         options, sizes, chains, one byte    └─▶ disk-engine compare ─▶ words, code ─┴─▶ equal
+//! ```
+//!
+//! `COMPARE_PROGRAMS` is how many, `COMPARE_SEED` what is drawn.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use testkit::qemu::img_in;
+use testkit::random::Random;
+use testkit::sweep::Sweep;
+use testkit::tool::{available, memory_folder};
+
+const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
+const KIB: u64 = 1 << 10;
+
+fn run(folder: &Path, program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.current_dir(folder).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What both disks are to hold: where, how long, which byte.
+type Content = Vec<(u64, u64, u64)>;
+
+fn content(random: &mut Random, size: u64) -> Content {
+    let count = random.below(8);
+    let piece = |random: &mut Random| {
+        let length = (1 + random.word() % 300) * 512;
+        let offset = random.word() % (size / 512) * 512;
+        // Zeros are written, too.
+        (offset, length.min(size - offset), random.word() % 3)
+    };
+    (0..count).map(|_| piece(random)).collect()
+}
+
+/// Makes a disk in the manner of the words drawn; returns its format.
+fn make(
+    folder: &Path,
+    name: &str,
+    content: &Content,
+    size: u64,
+    random: &mut Random,
+) -> &'static str {
+    let path = folder.join(name);
+    let _ = fs::remove_file(&path);
+    let below = format!("{name}-below");
+    if random.once_in(4) {
+        let file = File::create(&path).unwrap();
+        // It may end within a sector.
+        let cut = if random.once_in(3) { random.word() % 512 } else { 0 };
+        file.set_len(size - cut).unwrap();
+        for (offset, length, byte) in content {
+            let length = (*length).min((size - cut).saturating_sub(*offset));
+            let bytes = vec![u8::try_from(*byte).unwrap(); usize::try_from(length).unwrap()];
+            file.write_all_at(&bytes, *offset).unwrap();
+        }
+        return "raw";
+    }
+    let options = [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "cluster_size=512",
+        "cluster_size=64k,extended_l2=on",
+        "cluster_size=2M",
+        "compat=0.10",
+        "preallocation=metadata",
+    ];
+    let options = options[random.below(options.len())];
+    let length = size.to_string();
+    let mut create = vec!["create", "-q", "-f", "qcow2", "-o", options];
+    if random.once_in(3) && !options.contains("preallocation") {
+        // What lies below may end earlier.
+        File::create(folder.join(&below)).unwrap().set_len(size / (1 + random.word() % 2)).unwrap();
+        create.extend(["-b", &below, "-F", "raw"]);
+    }
+    create.extend([name, &length]);
+    img_in(folder, &create);
+    let compressed = random.once_in(4);
+    let mut io = Command::new("qemu-io");
+    io.current_dir(folder).args(["-f", "qcow2", name]);
+    for (offset, length, byte) in content {
+        let how = if *byte == 0 && random.once_in(2) { "-z" } else { "-P" };
+        let byte = if how == "-z" { String::new() } else { byte.to_string() };
+        let how = if compressed && how == "-P" && offset % (64 * KIB) == 0 { "-c -P" } else { how };
+        io.args(["-c", &format!("write {how} {byte} {offset} {length}")]);
+    }
+    io.output().unwrap();
+    "qcow2"
+}
+
+#[test]
+fn two_disks_are_compared_as_qemu_img_compares_them() {
+    if !available("comparisons of disks beside qemu-img", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let place = memory_folder();
+    let folder = place.path();
+    let mut counts = [0; 3];
+    let sweep = Sweep::new("COMPARE", 150, 90);
+    let mut random = Random(sweep.seed);
+    for program in 0..sweep.programs {
+        let size = (1 + random.word() % 8192) * 512;
+        let first = content(&mut random, size);
+        let mut second = first.clone();
+        if random.once_in(3) {
+            second.push((random.word() % (size / 512) * 512, 512, 3));
+        }
+        let longer = if random.once_in(3) { size + (random.word() % 4096) * 512 } else { size };
+        let formats = [
+            make(folder, "first", &first, size, &mut random),
+            make(folder, "second", &second, longer, &mut random),
+        ];
+        for strict in [&[][..], &["-s"]] {
+            let options = [&["compare", "-f", formats[0], "-F", formats[1]], strict].concat();
+            for pair in [["first", "second"], ["first", "first"]] {
+                let mut arguments = options.clone();
+                if pair == ["first", "first"] {
+                    arguments[4] = formats[0];
+                }
+                arguments.extend(pair);
+                let theirs = run(folder, "qemu-img", &arguments);
+                let ours = run(folder, ENGINE, &arguments);
+                let seed = sweep.seed;
+                let what =
+                    format!("COMPARE_SEED={seed} {program} {arguments:?}: {ours:?} {theirs:?}");
+                assert_eq!(ours.status.code(), theirs.status.code(), "{what}");
+                assert_eq!(ours.stdout, theirs.stdout, "{what}");
+                counts[usize::try_from(theirs.status.code().unwrap()).unwrap()] += 1;
+            }
+        }
+    }
+    sweep.tell(&format!("{} the same, {} different", counts[0], counts[1]));
+    assert!(sweep.programs < 100 || counts[0] > 50 && counts[1] > 20, "{counts:?}");
+}
