@@ -57,7 +57,7 @@ pub use crate::source::disk::{Unreadable, UnreadableParts};
 /// target that is part of its own source; [`ErrorKind::AlreadyExists`] unless told to replace;
 /// [`ErrorKind::Busy`] if a VM uses what is read or written; [`ErrorKind::Corrupt`] for damaged
 /// sources, and those marked so, unless told to salvage; otherwise as
-/// [`Disk::open`](crate::disk::Disk::open), [`extract`](crate::ops::extract) and the system say. Of
+/// [`Disk::open`](crate::disk::Disk::open), [`extract`](crate::ops::extract()) and the system say. Of
 /// a new file nothing is left behind, and what stood there still stands; a disk that was there is
 /// written in part.
 pub fn convert(
