@@ -141,7 +141,9 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         self.reserved = 0;
         self.written.store(0, Ordering::Relaxed);
         let mut image = self.image.clone();
-        if self.rules.stores_zeros() && image.wanted_preallocation() == Preallocation::Off {
+        let alone = self.rules.below.is_none();
+        if self.rules.stores_zeros() && alone && image.wanted_preallocation() == Preallocation::Off
+        {
             image = image.preallocation(Preallocation::Full);
         }
         match shape.size {
