@@ -9,6 +9,7 @@
 //! Callers: `opening`, `layers`.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::{Run, RunKind, WritableImage, ZeroMode};
@@ -97,6 +98,15 @@ impl Layer {
             Content::Qcow2(image) => image.virtual_size(),
             Content::WritableRaw(raw) => raw.disk().size(),
             Content::WritableQcow2(image) => image.virtual_size(),
+        }
+    }
+
+    /// The file that what it stores as it is lies in, if it is only read.
+    pub(super) fn data_file(&self) -> Option<&File> {
+        match &self.content {
+            Content::Raw(disk) => Some(disk.storage().file()),
+            Content::Qcow2(image) => Some(image.data_storage().file()),
+            Content::WritableRaw(_) | Content::WritableQcow2(_) => None,
         }
     }
 

@@ -30,7 +30,7 @@ pub mod raw;
 mod raw_write;
 pub mod writable;
 
-pub use content::{ContentRun, DiskContent};
+pub use content::{ContentRun, DiskContent, StoredRun};
 pub use inspect::inspect;
 pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
