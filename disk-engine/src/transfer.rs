@@ -151,6 +151,18 @@ pub(crate) fn pump(
                 end = offset;
                 while left > 0 {
                     control.check()?;
+                    if sink.shares()
+                        && length.is_some()
+                        && let Some(stored) = source.stored()?
+                    {
+                        let taken = sink.share(end, stored)?;
+                        if taken > 0 {
+                            source.pass(taken)?;
+                            end = end.saturating_add(taken);
+                            left = left.saturating_sub(taken);
+                            continue;
+                        }
+                    }
                     let room = sink.lend(end, left)?;
                     let wanted = room.len();
                     let count = source.read(room)?;

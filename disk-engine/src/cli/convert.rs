@@ -26,6 +26,7 @@ use crate::ops::convert::{
     TargetFormat, Unreadable, convert,
 };
 use crate::ops::pack::PackOptions;
+use crate::sink::CopyOffload;
 use crate::sys::pending::{Durability, Existing};
 
 /// Convert a disk: images and chains, snapshots, archives and pipes, into raw or qcow2
@@ -59,6 +60,9 @@ pub(crate) struct Arguments {
     /// Read this snapshot of the image, by id or name
     #[arg(short = 'l', long, value_name = "NAME")]
     snapshot: Option<String>,
+    /// Leave copying to the kernel, even where that shares no storage: stored zeros stay data
+    #[arg(short = 'C', long)]
+    copy_offload: bool,
     /// Leave out zeros of at least so many bytes in a row; 0 stores them all
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4k")]
     sparse: u64,
@@ -135,6 +139,8 @@ struct Report<'a> {
     format: &'static str,
     virtual_size: u64,
     stored: u64,
+    shared: u64,
+    copied_by_kernel: u64,
     compressed_clusters: u64,
     compressed_bytes: u64,
     zeroed: u64,
@@ -259,6 +265,7 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
         size: image.size,
         offset: arguments.offset,
         length: arguments.length,
+        offload: if arguments.copy_offload { CopyOffload::Copy } else { CopyOffload::Share },
         compress: arguments.compress,
         sparse: arguments.sparse,
         below,
@@ -318,6 +325,8 @@ fn summary<'a>(arguments: &'a Arguments, label: &'a Path, report: &'a ConvertRep
         format: arguments.target_format.as_str(),
         virtual_size: report.virtual_size,
         stored: report.stored_bytes,
+        shared: report.shared_bytes,
+        copied_by_kernel: report.kernel_bytes,
         compressed_clusters: report.compressed_clusters,
         compressed_bytes: report.compressed_bytes,
         zeroed: report.zeroed_bytes,
@@ -338,6 +347,11 @@ fn text(label: &Path, report: &ConvertReport) -> String {
         size::human(report.virtual_size),
         size::human(report.stored_bytes.saturating_add(report.compressed_bytes)),
     );
+    for (bytes, how) in [(report.shared_bytes, "shared"), (report.kernel_bytes, "by the kernel")] {
+        if bytes > 0 {
+            text.push_str(&format!(", {} of it {how}", size::human(bytes)));
+        }
+    }
     if report.compressed_clusters > 0 {
         text.push_str(&format!(", {} clusters compressed", report.compressed_clusters));
     }

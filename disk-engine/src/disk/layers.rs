@@ -19,7 +19,7 @@ use qcow2_format::feature::IncompatibleFeatures;
 use qcow2_format::image::{RunKind, ZeroMode};
 
 use crate::base::BaseFormat;
-use crate::disk::content::ContentRun;
+use crate::disk::content::{ContentRun, StoredRun};
 use crate::disk::layer::Layer;
 use crate::disk::map::{Cleared, DiskRun, DiskRuns};
 use crate::error::{Error, ErrorKind, Result};
@@ -174,6 +174,19 @@ impl Layers {
             }
         }
         Ok(run)
+    }
+
+    pub(super) fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        self.check(offset, 1)?;
+        let mut pieces = DiskRuns::new(self, offset..self.size);
+        let Some(run) = pieces.next().transpose()? else { return Ok(None) };
+        let file = self.layer(run.depth).and_then(Layer::data_file);
+        Ok(match (run.data && !run.compressed, run.offset, file) {
+            (true, Some(at), Some(file)) => {
+                Some(StoredRun { file, offset: at, length: run.length })
+            }
+            _ => None,
+        })
     }
 
     pub(super) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {

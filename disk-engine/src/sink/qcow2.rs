@@ -25,6 +25,9 @@ mod examine;
 mod streamed;
 mod writer;
 
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Mutex, PoisonError};
@@ -32,7 +35,9 @@ use std::sync::{Mutex, PoisonError};
 use qcow2_format::{CreateOptions, WriteAt};
 
 use crate::control::Control;
+use crate::disk::StoredRun;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sink::offload::Offload;
 use crate::sink::{ExtentSink, lend_zeros};
 use crate::source::extent::DiskShape;
 use crate::source::input;
@@ -49,6 +54,8 @@ const BACKLOG: usize = 4;
 enum Order {
     Begin(DiskShape),
     Chunk(Examined),
+    /// Whole clusters from this offset on, which lie in a file.
+    Share(u64, File, Range<u64>),
     Finish(u64),
 }
 
@@ -69,6 +76,9 @@ pub(crate) struct Qcow2Sink<'a> {
     most: usize,
     next: u64,
     chunk: Option<Chunk>,
+    offload: &'a Offload,
+    /// Where the image will be.
+    folder: &'a Path,
     written: &'a AtomicU64,
 }
 
@@ -87,6 +97,7 @@ pub(crate) fn qcow2<'a, S: WriteAt>(
     storage: S,
     rules: &'a Rules<'a>,
     threads: usize,
+    (offload, folder): (&'a Offload, &'a Path),
     written: &'a AtomicU64,
     control: &Control,
 ) -> (Qcow2Sink<'a>, Option<Examiners<'a>>, Qcow2Writer<'a, S>) {
@@ -102,9 +113,24 @@ pub(crate) fn qcow2<'a, S: WriteAt>(
     } else {
         (None, None)
     };
-    let sink =
-        Qcow2Sink { rules, orders, tasks, free, made: 0, most, next: 0, chunk: None, written };
-    (sink, examiners, Qcow2Writer::new(image, storage, rules, arrived, give_back, written))
+    let sink = Qcow2Sink {
+        folder,
+        rules,
+        orders,
+        tasks,
+        free,
+        made: 0,
+        most,
+        next: 0,
+        chunk: None,
+        offload,
+        written,
+    };
+    (
+        sink,
+        examiners,
+        Qcow2Writer::new(image, storage, rules, arrived, give_back, (offload, written)),
+    )
 }
 
 impl Qcow2Sink<'_> {
@@ -187,6 +213,32 @@ impl ExtentSink for Qcow2Sink<'_> {
             at = run_end;
         }
         Ok(())
+    }
+
+    fn shares(&self) -> bool {
+        self.offload.is_possible() && !self.rules.is_heavy() && !self.rules.stores_zeros()
+    }
+
+    /// Whole clusters. Their place is decided when all before them have theirs.
+    fn share(&mut self, offset: u64, stored: StoredRun<'_>) -> Result<u64> {
+        let cluster = self.rules.cluster as u64;
+        let length = stored.length - stored.length % cluster.max(1);
+        if length == 0 || !offset.is_multiple_of(cluster) || !Offload::suits(stored, cluster) {
+            return Ok(0);
+        }
+        // What the writing thread finds out would be too late: zeros are looked for here.
+        if !self.offload.works(stored, self.folder) {
+            return Ok(0);
+        }
+        self.flush()?;
+        let file = stored.file.try_clone();
+        let file = file.map_err(|error| {
+            Error::new(ErrorKind::of_io(&error), "duplicate the source's descriptor")
+                .with_source(error)
+        })?;
+        let range = stored.offset..stored.offset.saturating_add(length);
+        self.send(Order::Share(offset, file, range))?;
+        Ok(length)
     }
 
     fn finish(&mut self, size: u64) -> Result<()> {

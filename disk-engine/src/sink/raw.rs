@@ -21,8 +21,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
+use crate::disk::StoredRun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::checksum::{ExtentSum, ExtentSums};
+use crate::sink::offload::Offload;
 use crate::sink::window::{GRAIN, WINDOW, Window};
 use crate::sink::{ExtentSink, lend_zeros};
 use crate::source::extent::DiskShape;
@@ -64,6 +66,7 @@ pub(crate) struct RawSink<'a> {
     window: Option<Window>,
     size: Option<u64>,
     rules: RawRules,
+    target: Option<(&'a File, &'a Path, &'a Offload)>,
     written: &'a AtomicU64,
 }
 
@@ -89,12 +92,18 @@ pub(crate) fn raw<'a>(
     let (work, queue) = mpsc::sync_channel(BACKLOG);
     let (give_back, free) = mpsc::channel();
     (
-        RawSink { work, free, made: 0, window: None, size: None, rules, written },
+        RawSink { work, free, made: 0, window: None, size: None, rules, target: None, written },
         RawWriter { work: queue, free: give_back, file, path, rules, written },
     )
 }
 
-impl RawSink<'_> {
+impl<'a> RawSink<'a> {
+    /// Leaves to the kernel what can be, of what goes into `file`.
+    pub(crate) fn offload(mut self, file: &'a File, path: &'a Path, offload: &'a Offload) -> Self {
+        self.target = Some((file, path, offload));
+        self
+    }
+
     fn send(&self, work: Work) -> Result<()> {
         self.work.send(work).map_err(|_| stopped())
     }
@@ -158,6 +167,20 @@ impl ExtentSink for RawSink<'_> {
             return Ok(());
         }
         lend_zeros(self, offset, length)
+    }
+
+    fn shares(&self) -> bool {
+        self.target.is_some_and(|(_, _, offload)| offload.is_possible()) && self.rules.sparse > 0
+    }
+
+    /// Whole blocks only, so that no window holds any of it.
+    fn share(&mut self, offset: u64, stored: StoredRun<'_>) -> Result<u64> {
+        let Some((file, path, offload)) = self.target else { return Ok(0) };
+        let taken = offload
+            .take(stored, file, offset)
+            .map_err(|error| Error::io("copy the disk", path, error).with_offset(offset))?;
+        self.written.fetch_add(taken, Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn finish(&mut self, size: u64) -> Result<()> {

@@ -8,6 +8,7 @@
 //! What is passed over is read all the same: a source is verified to its last byte. Callers:
 //! `ops::convert`.
 
+use crate::disk::StoredRun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::extent::{DiskShape, Extent, ExtentSource};
 use crate::source::input;
@@ -73,7 +74,7 @@ impl<'a> Cut<'a> {
     }
 
     /// Reads on to `until` without wanting it; `false` if the extent ends before.
-    fn pass(&mut self, until: u64) -> Result<bool> {
+    fn read_over(&mut self, until: u64) -> Result<bool> {
         if self.scratch.is_empty() {
             self.scratch = input::zeroed(SCRATCH)?;
         }
@@ -118,7 +119,7 @@ impl ExtentSource for Cut<'_> {
         loop {
             // What is left of an extent lies behind what is wanted.
             if self.left.is_some_and(|left| left != Some(0)) {
-                self.pass(u64::MAX)?;
+                self.read_over(u64::MAX)?;
             }
             self.left = None;
             match self.source.next_extent()? {
@@ -134,7 +135,7 @@ impl ExtentSource for Cut<'_> {
                     (self.at, self.left) = (offset, Some(length));
                     let known = length.unwrap_or(u64::MAX - offset);
                     let Some((start, taken)) = self.part(offset, known) else { continue };
-                    if !self.pass(self.wanted.offset)? {
+                    if !self.read_over(self.wanted.offset)? {
                         continue;
                     }
                     let length = length.map(|_| taken);
@@ -160,6 +161,21 @@ impl ExtentSource for Cut<'_> {
         self.advance(read);
         self.tell(self.at.saturating_sub(self.wanted.offset))?;
         Ok(read)
+    }
+
+    fn stored(&self) -> Result<Option<StoredRun<'_>>> {
+        let wanted = self.end.saturating_sub(self.at);
+        let stored = self.source.stored()?;
+        Ok(stored.map(|stored| StoredRun { length: stored.length.min(wanted), ..stored }))
+    }
+
+    fn pass(&mut self, count: u64) -> Result<()> {
+        self.source.pass(count)?;
+        self.at = self.at.saturating_add(count);
+        if let Some(Some(left)) = &mut self.left {
+            *left = left.saturating_sub(count);
+        }
+        self.tell(self.at.saturating_sub(self.wanted.offset))
     }
 
     fn map(&self) -> Option<Vec<(u64, u64)>> {

@@ -15,7 +15,7 @@ mod salvage;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::disk::DiskContent;
+use crate::disk::{DiskContent, StoredRun};
 use crate::error::Result;
 use crate::source::extent::{DiskShape, Extent, ExtentSource};
 pub(crate) use ahead::Ahead;
@@ -122,6 +122,22 @@ impl ExtentSource for DiskSource<'_> {
         part.start = part.start.saturating_add(count as u64);
         part.length = part.length.saturating_sub(count as u64);
         Ok(count)
+    }
+
+    fn stored(&self) -> Result<Option<StoredRun<'_>>> {
+        let Some(part) = self.current.filter(|part| !part.compressed && part.length > 0) else {
+            return Ok(None);
+        };
+        let stored = self.reading.stored_at(part.start)?;
+        Ok(stored.map(|stored| StoredRun { length: stored.length.min(part.length), ..stored }))
+    }
+
+    fn pass(&mut self, count: u64) -> Result<()> {
+        if let Some(part) = &mut self.current {
+            part.start = part.start.saturating_add(count);
+            part.length = part.length.saturating_sub(count);
+        }
+        Ok(())
     }
 
     fn progress(&self) -> (u64, Option<u64>) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::options::files_of;
-use crate::disk::{ContentRun, Disk, DiskContent};
+use crate::disk::{ContentRun, Disk, DiskContent, StoredRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::disk::Reading;
 
@@ -86,6 +86,11 @@ impl DiskContent for Joined {
     fn run_at(&self, offset: u64) -> Result<ContentRun> {
         let (start, disk) = self.at(offset)?;
         disk.run_at(offset.saturating_sub(*start))
+    }
+
+    fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        let (start, disk) = self.at(offset)?;
+        disk.stored_at(offset.saturating_sub(*start))
     }
 
     fn read_at(&self, mut bytes: &mut [u8], mut offset: u64) -> Result<()> {

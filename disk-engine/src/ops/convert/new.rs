@@ -17,6 +17,7 @@ use super::origin::{Origin, cannot_start};
 use crate::disk::DiskContent;
 use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sink::offload::Offload;
 use crate::sink::qcow2::{Rules, qcow2};
 use crate::sink::raw::{RawRules, raw};
 use crate::source::extent::ExtentSource;
@@ -60,7 +61,7 @@ pub(super) fn write(
         }
         TargetFormat::Qcow2(image) => {
             let storage = storage(file, path)?;
-            write_qcow2(source, storage, path, image, options)
+            write_qcow2(source, file, storage, path, image, options)
         }
         TargetFormat::Archive(_) => {
             Err(Error::new(ErrorKind::InvalidInput, "an archive is made of a disk that is there"))
@@ -76,11 +77,13 @@ fn write_raw(
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
     let written = AtomicU64::new(0);
+    let offload = Offload::new(options.offload);
     let full = preallocation == Preallocation::Full;
     let sparse = if full { 0 } else { options.sparse };
     let rules = RawRules { sparse: usize::try_from(sparse).unwrap_or(usize::MAX), sums: false };
     let virtual_size = thread::scope(|scope| {
-        let (mut sink, writer) = raw(file, path, rules, &written);
+        let (sink, writer) = raw(file, path, rules, &written);
+        let mut sink = sink.offload(file, path, &offload);
         let writer = thread::Builder::new()
             .name("disk-writer".into())
             .spawn_scoped(scope, || writer.run())
@@ -99,6 +102,8 @@ fn write_raw(
     Ok(ConvertReport {
         virtual_size,
         stored_bytes: written.into_inner(),
+        shared_bytes: offload.counts().0,
+        kernel_bytes: offload.counts().1,
         file_length: virtual_size,
         ..ConvertReport::default()
     })
@@ -113,6 +118,7 @@ fn storage(file: &File, path: &Path) -> Result<ImageFile> {
 
 fn write_qcow2(
     source: &mut dyn ExtentSource,
+    file: &File,
     storage: ImageFile,
     path: &Path,
     image: &CreateOptions,
@@ -127,9 +133,13 @@ fn write_qcow2(
     let rules = Rules::new(header.geometry(), compression, options.sparse, below);
     let threads = if rules.is_heavy() { options.threads() } else { 0 };
     let written = AtomicU64::new(0);
+    let offload = Offload::new(options.offload);
+    let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = if path.is_dir() { path } else { parent.unwrap_or(Path::new(".")) };
     let counts = thread::scope(|scope| {
         let (mut sink, examiners, writer) =
-            qcow2(image, storage, &rules, threads, &written, &options.control);
+            qcow2(image, storage, &rules, threads, (&offload, folder), &written, &options.control);
+        let writer = writer.in_file(file);
         // Gone with the last thread, so that the writing one hears of it.
         let examiners = examiners.map(Arc::new);
         for number in 0..threads {
@@ -153,6 +163,8 @@ fn write_qcow2(
     Ok(ConvertReport {
         virtual_size: header.virtual_size(),
         stored_bytes: counts.stored,
+        shared_bytes: offload.counts().0,
+        kernel_bytes: offload.counts().1,
         compressed_clusters: counts.compressed,
         compressed_bytes: counts.payload_bytes,
         zeroed_bytes: counts.zeroed,

@@ -16,6 +16,7 @@ use crate::control::Control;
 use crate::disk::{Disk, DiskContent, DiskOptions, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::PackOptions;
+use crate::sink::CopyOffload;
 use crate::source::Source;
 use crate::source::disk::UnreadableParts;
 use crate::sys::pending::{Durability, Existing, FileMode};
@@ -122,6 +123,8 @@ pub struct ConvertOptions {
     pub offset: u64,
     /// Bytes of the source that are taken; all that follow unless given.
     pub length: Option<u64>,
+    /// What is left to the kernel, where source and target are files.
+    pub offload: CopyOffload,
     /// Store clusters compressed. qcow2 only.
     pub compress: bool,
     /// Zeros of at least so many bytes in a row are left out; 0 stores all of them.
@@ -161,6 +164,7 @@ impl ConvertOptions {
             size: None,
             offset: 0,
             length: None,
+            offload: CopyOffload::default(),
             compress: false,
             sparse: 4096,
             below: None,
@@ -263,6 +267,10 @@ pub struct ConvertReport {
     pub virtual_size: u64,
     /// Bytes of guest data that were stored as they are.
     pub stored_bytes: u64,
+    /// Bytes of them whose storage is shared with the source's.
+    pub shared_bytes: u64,
+    /// Bytes of them that the kernel copied.
+    pub kernel_bytes: u64,
     /// Clusters that were stored compressed.
     pub compressed_clusters: u64,
     /// Bytes they take.

@@ -124,7 +124,7 @@ fn read_tables(start: &mut Start, reader: &mut dyn Read, label: &Path) -> Result
     if l1_end > START_MAX {
         return Ok(false);
     }
-    read_until(start, reader, l1_end, label)?;
+    read_tables_until(start, reader, l1_end, label)?;
     let range = usize::try_from(l1).unwrap_or(usize::MAX)..usize::try_from(l1_end).unwrap_or(0);
     let mut end = l1_end;
     let mut at = l1;
@@ -140,7 +140,7 @@ fn read_tables(start: &mut Start, reader: &mut dyn Read, label: &Path) -> Result
     if end > START_MAX {
         return Ok(false);
     }
-    read_until(start, reader, end, label)?;
+    read_tables_until(start, reader, end, label)?;
     Ok(true)
 }
 
@@ -168,6 +168,22 @@ fn streams(start: &Start, label: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// As [`read_until`]; what ends before is no image, and would read as zeros.
+fn read_tables_until(
+    start: &mut Start,
+    reader: &mut dyn Read,
+    end: u64,
+    label: &Path,
+) -> Result<()> {
+    read_until(start, reader, end, label)?;
+    if start.0.len() as u64 >= end {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, "the image ends before its tables do")
+        .with_path(label)
+        .with_offset(start.0.len() as u64))
 }
 
 fn read_until(start: &mut Start, reader: &mut dyn Read, end: u64, label: &Path) -> Result<()> {

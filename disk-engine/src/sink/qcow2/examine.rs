@@ -137,14 +137,16 @@ impl Examiner {
         Ok(examined)
     }
 
-    /// Reads what lies below a chunk; behind its end are zeros.
+    /// Reads what lies below a chunk's data; behind its end are zeros, and what lies behind the data
+    /// is zeros below, too, or behind the disk.
     fn read_below(&mut self, rules: &Rules<'_>, chunk: &Chunk) -> Result<()> {
         let Some(below) = rules.below else { return Ok(()) };
         if self.below.len() != rules.chunk {
             self.below = input::zeroed(rules.chunk)?;
         }
         let there = below.size().saturating_sub(chunk.start());
-        let there = usize::try_from(there).unwrap_or(usize::MAX).min(self.below.len());
+        let there = usize::try_from(there).unwrap_or(usize::MAX);
+        let there = there.min(chunk.data_end()).min(self.below.len());
         let (there, beyond) = self.below.split_at_mut(there);
         beyond.fill(0);
         if there.is_empty() { Ok(()) } else { below.read_at(there, chunk.start()) }

@@ -3,18 +3,23 @@
 //! Caller: `sink::qcow2`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use qcow2_format::image::Preallocation;
-use qcow2_format::{CreateOptions, GuestOffset, Header, ImageFiller, WriteAt};
+use qcow2_format::{CreateOptions, GuestOffset, Header, ImageFiller, ReadAt, WriteAt};
 
 use super::Order;
 use super::examine::{Examined, Examiner, Rules, Verdict};
+use crate::disk::StoredRun;
 use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sink::offload::Offload;
 use crate::source::extent::DiskShape;
+use crate::source::input;
 
 /// Clusters whose space is taken at once.
 const RESERVED_AT_ONCE: u64 = 4096;
@@ -42,9 +47,12 @@ pub(crate) struct Qcow2Writer<'a, S> {
     rules: &'a Rules<'a>,
     orders: Receiver<(u64, Result<Order>)>,
     free: Sender<Vec<u8>>,
+    offload: &'a Offload,
     written: &'a AtomicU64,
     examiner: Examiner,
     counts: Counts,
+    /// The image's file, for the kernel.
+    target: Option<&'a File>,
     /// All clusters before this offset were given their place.
     reserved: u64,
 }
@@ -56,7 +64,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         rules: &'a Rules<'a>,
         orders: Receiver<(u64, Result<Order>)>,
         free: Sender<Vec<u8>>,
-        written: &'a AtomicU64,
+        (offload, written): (&'a Offload, &'a AtomicU64),
     ) -> Self {
         Self {
             image,
@@ -64,11 +72,19 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
             rules,
             orders,
             free,
+            offload,
             written,
             examiner: Examiner::default(),
             counts: Counts::default(),
+            target: None,
             reserved: 0,
         }
+    }
+
+    /// The image lies in `file`, so that the kernel can copy into it.
+    pub(crate) fn in_file(mut self, file: &'a File) -> Self {
+        self.target = Some(file);
+        self
     }
 
     /// Writes until the disk is whole, or the other side is dropped, which is an error of that side.
@@ -98,6 +114,10 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
                     self.chunk(filler, &examined).map_err(named)?;
                     // The other side may have ended meanwhile.
                     let _ = self.free.send(examined.chunk.into_memory());
+                }
+                Order::Share(guest, file, range) => {
+                    let Some(filler) = &mut filler else { return Err(unbegun()) };
+                    self.share(filler, guest, &file, range, path)?;
                 }
                 Order::Finish(size) => {
                     let Some(mut filler) = filler.take() else { return Err(unbegun()) };
@@ -141,7 +161,9 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         self.reserved = 0;
         self.written.store(0, Ordering::Relaxed);
         let mut image = self.image.clone();
-        if self.rules.stores_zeros() && image.wanted_preallocation() == Preallocation::Off {
+        let alone = self.rules.below.is_none();
+        if self.rules.stores_zeros() && alone && image.wanted_preallocation() == Preallocation::Off
+        {
             image = image.preallocation(Preallocation::Full);
         }
         match shape.size {
@@ -220,6 +242,49 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
             }
             index = index.saturating_add(count);
         }
+        Ok(())
+    }
+
+    /// Gives clusters their place and has the kernel fill it; what it does not is copied.
+    fn share(
+        &mut self,
+        filler: &mut ImageFiller<S>,
+        guest: u64,
+        file: &File,
+        range: Range<u64>,
+        path: &Path,
+    ) -> Result<()> {
+        let length = range.end.saturating_sub(range.start);
+        let clusters = length / self.rules.cluster as u64;
+        self.reserve(filler, guest).map_err(|error| named(error, path))?;
+        let host = filler.place(GuestOffset(guest), clusters);
+        let host = host.map_err(|error| named(error, path))?.to_u64();
+        let stored = StoredRun { file, offset: range.start, length };
+        let failed =
+            |error, at| Error::io("copy the disk's data into", path, error).with_offset(at);
+        let mut done = match self.target {
+            Some(target) => {
+                self.offload.take(stored, target, host).map_err(|error| failed(error, host))?
+            }
+            None => 0,
+        };
+        let mut memory = input::zeroed(if done < length { self.rules.chunk } else { 0 })?;
+        while done < length {
+            let count = usize::try_from(length - done).unwrap_or(usize::MAX).min(memory.len());
+            let bytes = memory.get_mut(..count).unwrap_or_default();
+            // What lies behind the file's end is zeros, as for every reader.
+            let from = range.start.saturating_add(done);
+            let read = file
+                .read_full_at(bytes, from)
+                .map_err(|error| Error::io("read the disk for", path, error).with_offset(from))?;
+            let to = host.saturating_add(done);
+            let bytes = bytes.get(..read).unwrap_or_default();
+            filler.storage().write_all_at(bytes, to).map_err(|error| failed(error, to))?;
+            done = done.saturating_add(count as u64);
+        }
+        self.counts.stored += length;
+        self.written.fetch_add(length, Ordering::Relaxed);
+        self.reserved = guest.saturating_add(length);
         Ok(())
     }
 

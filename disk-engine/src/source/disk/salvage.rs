@@ -8,7 +8,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::disk::{ContentRun, DiskContent};
+use crate::disk::{ContentRun, DiskContent, StoredRun};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Smallest piece of a disk that is read by itself, in bytes: a sector.
@@ -121,6 +121,11 @@ impl<'a> Reading<'a> {
             }
             (run, _) => run,
         }
+    }
+
+    /// As [`DiskContent::stored_at`]; nothing is where everything has to be looked at.
+    pub(super) fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'a>>> {
+        if self.salvage.is_some() { Ok(None) } else { self.disk.stored_at(offset) }
     }
 
     /// As [`DiskContent::read_at`].
