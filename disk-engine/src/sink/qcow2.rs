@@ -7,8 +7,8 @@
 //!           └───────────────────────── memory of a chunk ◀──────────────────────┘
 //! ```
 //!
-//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies below, the writing
-//! thread examines by itself. The layout is decided in guest order by one thread, so that the bytes
+//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies below, the thread
+//! that lends examines by itself, as what was just read is near it. The layout is decided in guest order by one thread, so that the bytes
 //! are the same with any number of them.
 //!
 //! ```text
@@ -80,6 +80,7 @@ pub(crate) struct Qcow2Sink<'a> {
     /// Where the image will be.
     folder: &'a Path,
     written: &'a AtomicU64,
+    examiner: Examiner,
 }
 
 /// The threads of a sink, to be run beside the one that uses the sink.
@@ -90,8 +91,8 @@ pub(crate) struct Examiners<'a> {
     control: Control,
 }
 
-/// All sides of a sink that fills `storage` as `image` says. `threads` examine; none of them leaves it
-/// to the writing thread.
+/// All sides of a sink that fills `storage` as `image` says. `threads` examine; with none of them the
+/// sink does.
 pub(crate) fn qcow2<'a, S: WriteAt>(
     image: &'a CreateOptions,
     storage: S,
@@ -124,6 +125,7 @@ pub(crate) fn qcow2<'a, S: WriteAt>(
         next: 0,
         chunk: None,
         offload,
+        examiner: Examiner::default(),
         written,
     };
     (
@@ -153,7 +155,7 @@ impl Qcow2Sink<'_> {
         match &self.tasks {
             Some(tasks) => tasks.send(Task { number, chunk }).map_err(|_| stopped()),
             None => {
-                let examined = Examined::not_yet(chunk);
+                let examined = self.examiner.examine(self.rules, chunk)?;
                 self.orders.send((number, Ok(Order::Chunk(examined)))).map_err(|_| stopped())
             }
         }
