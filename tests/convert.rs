@@ -132,6 +132,56 @@ fn space_is_taken_as_told() {
 }
 
 #[test]
+fn an_external_data_file_is_made_with_its_image() {
+    let lab = with_disk("data files");
+    let raw = lab.read("raw");
+    lab.disk("base", 6 << 20, &mut Random(5));
+    for (options, is_raw) in [
+        ("data_file=data", false),
+        ("data_file=data,data_file_raw=on", true),
+        ("data_file=data,extended_l2=on,data_file_raw=on", true),
+        ("data_file=data,preallocation=metadata,cluster_size=4k", true),
+        ("data_file=data,preallocation=full", true),
+        ("data_file=data,backing_file=base,backing_fmt=raw", false),
+    ] {
+        for sparse in ["4k", "0"] {
+            let what = format!("{options}, -S {sparse}");
+            lab.convert(&["-O", "qcow2", "-o", options, "-S", sparse, "--force", "raw", "target"]);
+            lab.judge("raw", "target", &what);
+            let data = lab.read("data");
+            if is_raw {
+                assert!(data[..raw.len()] == raw && is_zero(&data[raw.len()..]), "{what}");
+            } else {
+                // As long as the disk, or as its last cluster if all have their place.
+                assert!((raw.len()..raw.len() + 65_536).contains(&data.len()), "{what}");
+            }
+            let words =
+                ["--data-files", "--backing-chain", "-f", "qcow2", "--force", "target", "back"];
+            lab.convert(&words);
+            assert!(lab.read("back") == raw, "{what}: back");
+        }
+    }
+    fs::remove_file(lab.path("target")).unwrap();
+    for (words, code) in [
+        // The data file is there, and would be overwritten.
+        (&["-o", "data_file=data", "raw", "target"][..], "already-exists"),
+        (&["-o", "data_file=raw", "--force", "raw", "target"], "invalid-input"),
+        (&["-o", "data_file=target", "--force", "raw", "target"], "invalid-input"),
+        (&["-o", "data_file=new", "-c", "raw", "target"], "invalid-input"),
+        (&["-o", "data_file_raw=on", "raw", "target"], "invalid-input"),
+        (&["-o", "data_file=new", "raw", "-"], "invalid-input"),
+    ] {
+        assert_eq!(lab.refused(&[&["-O", "qcow2"], words].concat()).0, code, "{words:?}");
+    }
+    assert!(lab.read("raw") == raw);
+    assert!(!lab.path("target").exists() && !lab.path("new").exists());
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+#[test]
 fn threads_change_no_byte() {
     let lab = with_disk("threads");
     lab.disk("base", 6 << 20, &mut Random(5));

@@ -242,6 +242,12 @@ impl CreateOptions {
         self
     }
 
+    /// Whether the guest's clusters are to have a file of their own.
+    #[must_use]
+    pub fn has_data_file(&self) -> bool {
+        self.data_file.is_some()
+    }
+
     /// An extension of the caller's own; programs that do not know its type keep it. A second one
     /// of the same type replaces the first.
     #[must_use]

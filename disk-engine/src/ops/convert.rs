@@ -76,6 +76,13 @@ pub fn convert(
         return Err(Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
             .with_path(path));
     }
+    if let ConvertTarget::Writer { label, .. } = &target
+        && matches!(&options.format, TargetFormat::Qcow2(image) if image.has_data_file())
+    {
+        return Err(Error::new(ErrorKind::InvalidInput, "an image in a pipe has no data file")
+            .with_path(label)
+            .with_field("data_file"));
+    }
     let origin = Origin::open(source, options)?;
     let mut report = match target {
         ConvertTarget::File(path) => {

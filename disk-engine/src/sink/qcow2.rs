@@ -91,11 +91,11 @@ pub(crate) struct Examiners<'a> {
     control: Control,
 }
 
-/// All sides of a sink that fills `storage` as `image` says. `threads` examine; with none of them the
+/// All sides of a sink that fills `storage`, and the data file's beside it, as `image` says. `threads` examine; with none of them the
 /// sink does.
 pub(crate) fn qcow2<'a, S: WriteAt>(
     image: &'a CreateOptions,
-    storage: S,
+    storage: (S, Option<S>),
     rules: &'a Rules<'a>,
     threads: usize,
     (offload, folder): (&'a Offload, &'a Path),

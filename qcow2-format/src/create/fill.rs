@@ -22,7 +22,6 @@ use crate::create::counting::Counting;
 use crate::create::tables::GuestTables;
 use crate::create::{CreateOptions, SECTOR_BYTES};
 use crate::error::{Error, OptionsError, RequestError, Result};
-use crate::feature::IncompatibleFeatures;
 use crate::geometry::{Geometry, REFCOUNT_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
 use crate::header::{Header, Version};
 use crate::image::Preallocation;
@@ -35,6 +34,8 @@ use crate::l2::{L2Entry, SubclusterBitmap};
 #[derive(Debug)]
 pub struct ImageFiller<S> {
     storage: WriteBehind<S>,
+    /// Where the guest's clusters lie, if not in the image.
+    data: Option<S>,
     header: Header,
     preallocation: Preallocation,
     tables: GuestTables,
@@ -53,12 +54,33 @@ impl CreateOptions {
     ///
     /// # Errors
     ///
-    /// As [`CreateOptions::plan`]; [`Error::Io`] from the storage.
+    /// As [`CreateOptions::plan`]; [`Error::Io`] from the storage;
+    /// [`RequestError::DataFileNeeded`].
     pub fn fill<S: WriteAt>(&self, storage: S) -> Result<ImageFiller<S>> {
+        self.fill_parts(storage, None)
+    }
+
+    /// Starts the image in `storage`, whose guest clusters go to `data`; both are emptied.
+    ///
+    /// # Errors
+    ///
+    /// As [`CreateOptions::fill`]; [`RequestError::DataFileUnexpected`].
+    pub fn fill_with_data<S: WriteAt>(&self, storage: S, data: S) -> Result<ImageFiller<S>> {
+        self.fill_parts(storage, Some(data))
+    }
+
+    fn fill_parts<S: WriteAt>(&self, storage: S, data: Option<S>) -> Result<ImageFiller<S>> {
         let plan = self.plan()?;
         let header = plan.header().clone();
-        if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
-            storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
+        match (self.data_file.is_some(), data.is_some()) {
+            (true, false) => return Err(RequestError::DataFileNeeded.into()),
+            (false, true) => return Err(RequestError::DataFileUnexpected.into()),
+            _ => {}
+        }
+        for storage in std::iter::once(&storage).chain(&data) {
+            if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
+                storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
+            }
         }
         let geometry = header.geometry();
         let mut counts = Counting::new(geometry);
@@ -66,7 +88,8 @@ impl CreateOptions {
         counts.add(0, 1)?;
         Ok(ImageFiller {
             storage: WriteBehind::new(storage),
-            preallocation: self.preallocation,
+            data,
+            preallocation: plan.preallocation,
             tables: GuestTables::new(geometry)?,
             counts,
             next: 1,
@@ -84,10 +107,11 @@ impl<S: WriteAt> ImageFiller<S> {
         &self.header
     }
 
-    /// The storage of the image, for who writes what [`ImageFiller::place`] has made room for.
+    /// The storage that [`ImageFiller::place`] has made room in, for who writes there: the external
+    /// data file, else the image.
     #[must_use]
-    pub fn storage(&self) -> &S {
-        self.storage.storage()
+    pub fn data_storage(&self) -> &S {
+        self.data.as_ref().unwrap_or(self.storage.storage())
     }
 
     /// How much space the image takes from its storage at once.
@@ -144,7 +168,7 @@ impl<S: WriteAt> ImageFiller<S> {
     pub fn write(&mut self, guest: GuestOffset, bytes: &[u8]) -> Result<()> {
         let cluster_bits = self.geometry().cluster_bits;
         let host = self.place(guest, cluster_bits.clusters(bytes.len() as u64))?;
-        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+        self.write_data(bytes, host)
     }
 
     /// As [`ImageFiller::write`], of one cluster with extended L2 entries, of which `bitmap` says what
@@ -160,7 +184,7 @@ impl<S: WriteAt> ImageFiller<S> {
         bitmap: SubclusterBitmap,
     ) -> Result<()> {
         let host = self.place_with(guest, 1, bitmap)?;
-        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+        self.write_data(bytes, host)
     }
 
     /// Stores the cluster at `guest` as `payload`, what an
@@ -171,7 +195,7 @@ impl<S: WriteAt> ImageFiller<S> {
     ///
     /// As [`ImageFiller::place`]; [`RequestError::CompressedWithDataFile`].
     pub fn write_compressed(&mut self, guest: GuestOffset, payload: &[u8]) -> Result<bool> {
-        if self.has_data_file() {
+        if self.data.is_some() {
             return Err(RequestError::CompressedWithDataFile.into());
         }
         self.check(guest, 1)?;
@@ -234,10 +258,11 @@ impl<S: WriteAt> ImageFiller<S> {
     pub fn reserve(&mut self, guest: GuestOffset, clusters: u64) -> Result<()> {
         let length = clusters.saturating_mul(self.geometry().cluster_bits.bytes());
         let host = self.place(guest, clusters)?;
-        if self.has_data_file() {
-            return Ok(());
-        }
-        let storage = self.storage.storage();
+        let length = match self.data {
+            Some(_) => length.min(self.data_end().saturating_sub(host.0)),
+            None => length,
+        };
+        let storage = self.data_storage();
         match self.preallocation {
             Preallocation::Off | Preallocation::Metadata => Ok(()),
             Preallocation::Falloc => storage.allocate_at(host.0, length),
@@ -264,6 +289,10 @@ impl<S: WriteAt> ImageFiller<S> {
         }
         self.write_counts()?;
         self.finish_counts()?;
+        if let Some(data) = &self.data {
+            let end = self.data_end();
+            data.set_length(end).map_err(Error::io("set the data file's length", end))?;
+        }
         let length = self.length();
         let storage = self.storage.finish().map_err(Error::io("write the image", length))?;
         storage.set_length(length).map_err(Error::io("set the image's length", length))?;
@@ -272,18 +301,32 @@ impl<S: WriteAt> ImageFiller<S> {
         Ok((self.header, storage))
     }
 
-    /// Gives the storage back, which holds no image.
+    /// Gives the storage back, which holds no image, and the data file's.
     #[must_use]
-    pub fn into_storage(self) -> S {
-        self.storage.into_storage()
+    pub fn into_storage(self) -> (S, Option<S>) {
+        (self.storage.into_storage(), self.data)
     }
 
     fn geometry(&self) -> Geometry {
         self.header.geometry()
     }
 
-    fn has_data_file(&self) -> bool {
-        self.header.incompatible_features().contains(IncompatibleFeatures::EXTERNAL_DATA_FILE)
+    fn write_data(&mut self, bytes: &[u8], host: HostOffset) -> Result<()> {
+        match &self.data {
+            Some(data) => data.write_all_at(bytes, host.0),
+            None => self.storage.write(bytes, host.0),
+        }
+        .map_err(Error::io("write guest data", host.0))
+    }
+
+    /// Where the data file ends: with the disk, or, as QEMU has it, with its last subcluster or
+    /// cluster if all have their place.
+    fn data_end(&self) -> u64 {
+        let size = self.header.virtual_size();
+        match self.preallocation {
+            Preallocation::Off => size,
+            _ => size.next_multiple_of(self.geometry().subcluster_bytes()),
+        }
     }
 
     fn check(&self, guest: GuestOffset, clusters: u64) -> Result<()> {
@@ -313,7 +356,10 @@ impl<S: WriteAt> ImageFiller<S> {
     ) -> Result<HostOffset> {
         self.check(guest, clusters)?;
         let bytes = self.geometry().cluster_bits.bytes();
-        let host = if self.has_data_file() { HostOffset(guest.0) } else { self.take(clusters)? };
+        let host = match self.data {
+            Some(_) => HostOffset(guest.0),
+            None => self.take(clusters)?,
+        };
         let entry = |index: u64| {
             L2Entry::standard(HostOffset(host.0.saturating_add(index.saturating_mul(bytes))))
         };

@@ -14,9 +14,12 @@ use qcow2_format::{CreateOptions, WriteAt};
 use super::archive;
 use super::options::{ConvertOptions, ConvertReport, TargetFormat};
 use super::origin::{Origin, cannot_start};
+use super::refuse_same;
 use crate::disk::DiskContent;
 use crate::disk::chain::from_format;
+use crate::disk::policy::plain_path;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::create::{CreateFileOptions, NewFiles};
 use crate::sink::offload::Offload;
 use crate::sink::qcow2::{Rules, qcow2};
 use crate::sink::raw::{RawRules, raw};
@@ -34,6 +37,11 @@ pub(super) fn convert(
     // A replacement that was killed may have left something, and what cannot be removed is in
     // nobody's way.
     let _ = pending::sweep(path);
+    if let TargetFormat::Qcow2(image) = &options.format
+        && image.has_data_file()
+    {
+        return with_data_file(origin, path, image, options);
+    }
     let pending = PendingFile::create(path, options.existing, options.mode)?;
     let report = match &options.format {
         TargetFormat::Archive(pack) => {
@@ -45,6 +53,34 @@ pub(super) fn convert(
     options.control.check()?;
     pending.publish(options.durability)?;
     Ok(report)
+}
+
+/// Into an image and its external data file.
+fn with_data_file(
+    origin: Origin,
+    path: &Path,
+    image: &CreateOptions,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    let ConvertOptions { existing, durability, mode, .. } = *options;
+    let plan = sized(image, options).plan().map_err(|error| from_format(error, path))?;
+    if let Some(name) = plan.header().external_data_file() {
+        refuse_same(&origin, options, &plain_path(path, name)?)?;
+    }
+    let files =
+        NewFiles::create(path, plan.header(), &CreateFileOptions { existing, durability, mode })?;
+    let storage = (files.storage()?, files.data_storage()?);
+    let report = origin.with_extents(options, |source| {
+        write_qcow2(source, files.data_file(), storage, path, image, options)
+    })?;
+    options.control.check()?;
+    files.publish(durability)?;
+    Ok(report)
+}
+
+/// What no image can have is told before anything is read.
+fn sized(image: &CreateOptions, options: &ConvertOptions) -> CreateOptions {
+    image.clone().virtual_size(options.size.unwrap_or(0))
 }
 
 /// Writes `source` into `file`, which is empty; `path` is what errors call it.
@@ -60,7 +96,7 @@ pub(super) fn write(
             write_raw(source, file, path, *preallocation, options)
         }
         TargetFormat::Qcow2(image) => {
-            let storage = storage(file, path)?;
+            let storage = (storage(file, path)?, None);
             write_qcow2(source, file, storage, path, image, options)
         }
         TargetFormat::Archive(_) => {
@@ -119,14 +155,12 @@ fn storage(file: &File, path: &Path) -> Result<ImageFile> {
 fn write_qcow2(
     source: &mut dyn ExtentSource,
     file: &File,
-    storage: ImageFile,
+    storage: (ImageFile, Option<ImageFile>),
     path: &Path,
     image: &CreateOptions,
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
-    // What no image can have is told before anything is read.
-    let sized = image.clone().virtual_size(options.size.unwrap_or(0));
-    let plan = sized.plan().map_err(|error| from_format(error, path))?;
+    let plan = sized(image, options).plan().map_err(|error| from_format(error, path))?;
     let header = plan.header();
     let below = options.below.as_ref().map(|below| below.disk() as &dyn DiskContent);
     let compression = options.compress.then(|| header.compression_type());

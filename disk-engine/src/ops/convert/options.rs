@@ -194,6 +194,10 @@ impl ConvertOptions {
         if self.compress && !matches!(self.format, TargetFormat::Qcow2(_)) {
             return refuse("only qcow2 images are compressed", "compress");
         }
+        let data_file = matches!(&self.format, TargetFormat::Qcow2(image) if image.has_data_file());
+        if self.compress && data_file {
+            return refuse("nothing is compressed in an external data file", "compress");
+        }
         if self.compress && preallocation != Preallocation::Off {
             return refuse("what is compressed takes no space at once", "preallocation");
         }

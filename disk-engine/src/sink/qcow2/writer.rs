@@ -42,15 +42,15 @@ pub(crate) struct Counts {
 /// The writing side, to be [run](Qcow2Writer::run) on a thread of its own.
 pub(crate) struct Qcow2Writer<'a, S> {
     image: &'a CreateOptions,
-    /// Empty while a filler has it.
-    storage: Option<S>,
+    /// Empty while a filler has it; and that of the external data file.
+    storage: Option<(S, Option<S>)>,
     rules: &'a Rules<'a>,
     orders: Receiver<(u64, Result<Order>)>,
     free: Sender<Vec<u8>>,
     offload: &'a Offload,
     written: &'a AtomicU64,
     counts: Counts,
-    /// The image's file, for the kernel.
+    /// The file of the guest's clusters, for the kernel.
     target: Option<&'a File>,
     /// All clusters before this offset were given their place.
     reserved: u64,
@@ -59,7 +59,7 @@ pub(crate) struct Qcow2Writer<'a, S> {
 impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
     pub(super) fn new(
         image: &'a CreateOptions,
-        storage: S,
+        storage: (S, Option<S>),
         rules: &'a Rules<'a>,
         orders: Receiver<(u64, Result<Order>)>,
         free: Sender<Vec<u8>>,
@@ -79,7 +79,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         }
     }
 
-    /// The image lies in `file`, so that the kernel can copy into it.
+    /// The guest's clusters lie in `file`, so that the kernel can copy into it.
     pub(crate) fn in_file(mut self, file: &'a File) -> Self {
         self.target = Some(file);
         self
@@ -147,7 +147,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
 
     fn begin(
         &mut self,
-        storage: S,
+        (storage, data): (S, Option<S>),
         shape: DiskShape,
     ) -> Result<ImageFiller<S>, qcow2_format::Error> {
         self.counts = Counts::default();
@@ -159,13 +159,14 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         {
             image = image.preallocation(Preallocation::Full);
         }
-        match shape.size {
-            Some(size) => image.virtual_size(size).fill(storage),
-            None => {
-                // Whatever it is: the end will tell.
-                let most = image.plan()?.header().geometry().max_virtual_size();
-                image.virtual_size(most).fill(storage)
-            }
+        let size = match shape.size {
+            Some(size) => size,
+            // Whatever it is: the end will tell.
+            None => image.plan()?.header().geometry().max_virtual_size(),
+        };
+        match data {
+            Some(data) => image.virtual_size(size).fill_with_data(storage, data),
+            None => image.virtual_size(size).fill(storage),
         }
     }
 
@@ -272,7 +273,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
                 .map_err(|error| Error::io("read the disk for", path, error).with_offset(from))?;
             let to = host.saturating_add(done);
             let bytes = bytes.get(..read).unwrap_or_default();
-            filler.storage().write_all_at(bytes, to).map_err(|error| failed(error, to))?;
+            filler.data_storage().write_all_at(bytes, to).map_err(|error| failed(error, to))?;
             done = done.saturating_add(count as u64);
         }
         self.counts.stored += length;
