@@ -7,7 +7,7 @@
 //!
 //! Before the first write every bitmap is marked in use, as a program does that will store it later
 //! and then does not: whoever opens the image afterwards knows that it is inconsistent.
-//! Callers: `write`.
+//! Callers: `write`, `check::repair`.
 
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::feature::AutoclearFeatures;
@@ -53,7 +53,7 @@ pub(super) struct Table {
 }
 
 /// Marks every bitmap as one that may be wrong.
-pub(super) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> Result<()> {
+pub(in crate::image) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> Result<()> {
     for entry in entries(storage, header)? {
         if entry.flags & IN_USE == 0 {
             let place = entry.at.saturating_add(FLAGS as u64);
