@@ -8,6 +8,7 @@
 //! extract     archive or compressed image → sparse raw file
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
+//! check       whether an image is consistent, and repairing it
 //! info        header, extensions, chain
 //! map         which part of a disk comes from which image
 //! usage       what disks take, how they have grown, what is left
@@ -15,6 +16,7 @@
 
 pub mod boot;
 pub mod boot_image;
+pub mod check;
 pub mod config_disk;
 pub mod create;
 pub mod extract;
