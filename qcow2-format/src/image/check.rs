@@ -28,6 +28,7 @@ mod counts;
 mod finding;
 mod header;
 mod refcounts;
+mod repair;
 mod report;
 mod scan;
 mod snapshots;
@@ -38,9 +39,11 @@ mod walk;
 mod workers;
 
 use crate::error::{Error, Result};
+use crate::header::Header;
 use crate::io::ReadAt;
 
 pub use finding::{Finding, Metadata, Severity};
+pub use repair::{Fix, RepairMode, RepairOptions, RepairReport, plan_repair, repair};
 pub use report::{CheckOptions, CheckReport, Progress};
 
 use bitmaps::Bitmaps;
@@ -75,7 +78,19 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
     fn open(storage: &'a S, sink: &mut Sink<'_>) -> Result<Self> {
         let header = header::read(storage)?;
         header::check_refcount_table(&header)?;
-        let snapshots = snapshots::read(storage, &header, false, |finding| {
+        let table = RefcountTable::read(storage, &header)?;
+        Self::of(storage, header, table, false, sink)
+    }
+
+    /// What `header` leads to. Where `repairing`, snapshots are read as far as they can be.
+    fn of(
+        storage: &'a S,
+        header: Header,
+        table: RefcountTable,
+        repairing: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<Self> {
+        let snapshots = snapshots::read(storage, &header, repairing, |finding| {
             sink.tell(finding, 1);
             Ok(())
         })?;
@@ -86,7 +101,7 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
         let subject = Self {
             storage,
             file_length: file_length(storage)?,
-            table: RefcountTable::read(storage, &header)?,
+            table,
             header,
             snapshots,
             bitmaps,
@@ -131,6 +146,13 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
         }
     }
 
+    /// L2 tables that are known at once.
+    fn tables_max(&self, options: &CheckOptions) -> usize {
+        // There are twice as many while a round is made.
+        let count = options.memory / 16 / size_of::<tables::Table>() as u64;
+        usize::try_from(count).unwrap_or(usize::MAX).max(1024)
+    }
+
     fn count<'s>(
         &'s self,
         options: &CheckOptions,
@@ -140,12 +162,9 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
         self.count_roots(tally, sink)?;
         self.check_l1(tally, sink)?;
         let landmarks = self.landmarks(sink);
-        // Two rounds are in memory while one is made.
-        let capacity = options.memory / 16 / size_of::<tables::Table>() as u64;
-        let capacity = usize::try_from(capacity).unwrap_or(usize::MAX).max(1024);
         let mut from = 0;
         loop {
-            let round = self.round(from, capacity)?;
+            let round = self.round(from, self.tables_max(options))?;
             let (subject, landmarks, tables) = (self, &landmarks, &round.tables[..]);
             let first = sink.first;
             Scan { subject, tally, landmarks, tables, first }.run(options, sink)?;

@@ -53,7 +53,7 @@ impl<S: ReadAt> Subject<'_, S> {
 
     /// Clusters that are compared: those of the file, and one that begins behind its end if
     /// something in use does.
-    fn compared(&self, tally: &Tally<'_, S>) -> u64 {
+    pub(super) fn compared(&self, tally: &Tally<'_, S>) -> u64 {
         self.clusters().max(tally.behind())
     }
 

@@ -98,10 +98,10 @@ pub(super) fn check_refcount_table(header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// That the snapshot table is where one can be.
-pub(super) fn check_snapshot_table(header: &Header) -> Result<()> {
+/// That the snapshot table is where one can be; where `repairing`, it may have too many entries.
+pub(super) fn check_snapshot_table(header: &Header, repairing: bool) -> Result<()> {
     let (at, count) = (header.snapshots_offset.0, header.nb_snapshots);
-    if count > SNAPSHOTS_MAX {
+    if count > SNAPSHOTS_MAX && !repairing {
         return Err(corrupt("nb_snapshots", count.into(), 60, Violation::TooManySnapshots));
     }
     let cluster_size = header.geometry.cluster_bits.bytes();

@@ -49,6 +49,19 @@ impl RefcountTable {
         Ok(Self { geometry, entries: read_table(storage, at, count, "read the refcount table")? })
     }
 
+    /// A table without blocks.
+    pub(super) fn empty(header: &Header) -> Self {
+        Self { geometry: header.geometry(), entries: Vec::new() }
+    }
+
+    /// Whether every entry names a block that can be read, below `clusters`, or none.
+    pub(super) fn is_sound(&self, clusters: u64) -> bool {
+        let bits = self.geometry.cluster_bits;
+        self.entries().all(|(_, entry)| {
+            bits.is_aligned(entry) && entry & RESERVED == 0 && entry >> bits.to_u32() < clusters
+        })
+    }
+
     /// Clusters that a block counts.
     pub(in crate::image) fn per_block(&self) -> u64 {
         self.geometry.refcounts_per_block()

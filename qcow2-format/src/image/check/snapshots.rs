@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 use crate::address::HostOffset;
 use crate::error::{Error, Result, Violation};
 use crate::geometry::{L1_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
-use crate::header::{Header, Version};
+use crate::header::{Header, SNAPSHOTS_MAX, Version};
 use crate::image::check::finding::Finding;
 use crate::image::check::header::{check_snapshot_table, corrupt};
 use crate::io::{ReadAt, zeroed};
@@ -42,6 +42,7 @@ pub(super) struct Snapshots {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) raw: RawSnapshot,
+    pub(super) extra: Vec<u8>,
     pub(super) id: Vec<u8>,
     pub(super) name: Vec<u8>,
 }
@@ -54,10 +55,10 @@ pub(super) fn entries(
     repairing: bool,
     mut each: impl FnMut(u32, Entry) -> Result<()>,
 ) -> Result<u64> {
-    check_snapshot_table(header)?;
+    check_snapshot_table(header, repairing)?;
     let start = header.snapshots_offset.0;
     let mut end = start;
-    for index in 0..header.nb_snapshots {
+    for index in 0..header.nb_snapshots.min(SNAPSHOTS_MAX) {
         let at = end.next_multiple_of(8);
         let fixed = bytes(storage, at, size_of::<RawSnapshot>() as u64)?;
         let Ok((raw, _)) = RawSnapshot::read_from_prefix(&fixed) else { break };
@@ -68,6 +69,7 @@ pub(super) fn entries(
             return Err(corrupt("snapshot's extra_data_size", extra_size.into(), place, violation));
         }
         let behind = at.saturating_add(size_of::<RawSnapshot>() as u64);
+        let extra = bytes(storage, behind, extra_size.min(EXTRA_DATA_MAX_BYTES).into())?;
         let behind = behind.saturating_add(extra_size.into());
         let id = bytes(storage, behind, raw.id_str_size.get().into())?;
         let behind = behind.saturating_add(id.len() as u64);
@@ -80,7 +82,7 @@ pub(super) fn entries(
             let violation = Violation::SnapshotTableTooLarge;
             return Err(corrupt("nb_snapshots", header.nb_snapshots.into(), 60, violation));
         }
-        each(index, Entry { raw, id, name })?;
+        each(index, Entry { raw, extra, id, name })?;
     }
     Ok(end)
 }

@@ -36,6 +36,8 @@ pub(super) struct Table {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct L1Use {
     pub(super) entry: u64,
+    /// Where it lies in the file.
+    pub(super) at: u64,
     pub(super) index: u64,
     pub(super) times: u64,
     pub(super) active: bool,
@@ -63,13 +65,13 @@ impl<S: ReadAt> Subject<'_, S> {
         let doing = "read an L1 table";
         self.each_entry(start..start.saturating_add(length), doing, |at, entry| {
             let index = at.saturating_sub(start) / TABLE_ENTRY_BYTES;
-            each(L1Use { entry, index, times: 1, active: true })
+            each(L1Use { entry, at, index, times: 1, active: true })
         })?;
         for part in spread(self.snapshot_l1s().collect()) {
             let (start, times) = (part.start, part.times);
             self.each_entry(part.range, doing, |at, entry| {
                 let index = at.saturating_sub(start) / TABLE_ENTRY_BYTES;
-                each(L1Use { entry, index, times, active: false })
+                each(L1Use { entry, at, index, times, active: false })
             })?;
         }
         Ok(())

@@ -118,13 +118,18 @@ impl<S: ReadAt> Subject<'_, S> {
                 None => sink.tell_first(beyond(offset, length, None), 1),
             }
         }
-        for ranges in [self.snapshot_l1s().collect(), self.bitmaps.tables.clone()] {
+        for (ranges, bitmaps) in
+            [(self.snapshot_l1s().collect(), false), (self.bitmaps.tables.clone(), true)]
+        {
             let mut inside = Vec::new();
             for range in ranges {
                 let length = range.end.saturating_sub(range.start);
                 match self.within(range.start, length) {
                     Some(clusters) => inside.push(clusters),
-                    None => sink.tell_first(beyond(range.start, length, None), 1),
+                    None => {
+                        sink.bitmaps_wrong |= bitmaps;
+                        sink.tell_first(beyond(range.start, length, None), 1);
+                    }
                 }
             }
             for part in spread(inside) {
@@ -139,15 +144,18 @@ impl<S: ReadAt> Subject<'_, S> {
         let cluster_bytes = self.cluster_bits().bytes();
         for part in spread(self.bitmaps.tables.clone()) {
             self.each_entry(part.range, "read a bitmap table", |_, entry| {
-                match bitmaps::cluster(entry, &self.header) {
-                    Err(()) => sink.tell_first(Finding::BitmapTableEntry { entry }, part.times),
-                    Ok(None) => {}
-                    Ok(Some(offset)) => match self.within(offset, cluster_bytes) {
-                        Some(clusters) => tally.add(&mut cursor, clusters, part.times)?,
-                        None => {
-                            sink.tell_first(beyond(offset, cluster_bytes, None), part.times);
-                        }
-                    },
+                let Ok(offset) = bitmaps::cluster(entry, &self.header) else {
+                    sink.bitmaps_wrong = true;
+                    sink.tell_first(Finding::BitmapTableEntry { entry }, part.times);
+                    return Ok(());
+                };
+                let Some(offset) = offset else { return Ok(()) };
+                match self.within(offset, cluster_bytes) {
+                    Some(clusters) => tally.add(&mut cursor, clusters, part.times)?,
+                    None => {
+                        sink.bitmaps_wrong = true;
+                        sink.tell_first(beyond(offset, cluster_bytes, None), part.times);
+                    }
                 }
                 Ok(())
             })?;
@@ -180,6 +188,9 @@ impl<S: ReadAt> Subject<'_, S> {
 
     /// Counts the refcount blocks, after everything else.
     pub(super) fn count_blocks(&self, tally: &Tally<'_, S>, sink: &mut Sink<'_>) -> Result<()> {
+        if !self.with_refcounts {
+            return Ok(());
+        }
         let bits = self.cluster_bits();
         let max = refcount::max(self.header.geometry.refcount_order);
         let mut cursor = Cursor::default();
