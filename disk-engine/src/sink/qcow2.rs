@@ -7,8 +7,8 @@
 //!           └───────────────────────── memory of a chunk ◀──────────────────────┘
 //! ```
 //!
-//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies below, the writing
-//! thread examines by itself. The layout is decided in guest order by one thread, so that the bytes
+//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies
+//! below, this thread examines as well. The layout is decided in guest order by one thread, so that the bytes
 //! are the same with any number of them.
 //!
 //! ```text
@@ -76,6 +76,8 @@ pub(crate) struct Qcow2Sink<'a> {
     most: usize,
     next: u64,
     chunk: Option<Chunk>,
+    /// Looks at chunks where no other thread does.
+    examiner: Examiner,
     offload: &'a Offload,
     /// Where the image will be.
     folder: &'a Path,
@@ -91,7 +93,7 @@ pub(crate) struct Examiners<'a> {
 }
 
 /// All sides of a sink that fills `storage` as `image` says. `threads` examine; none of them leaves it
-/// to the writing thread.
+/// to the one that uses the sink.
 pub(crate) fn qcow2<'a, S: WriteAt>(
     image: &'a CreateOptions,
     storage: S,
@@ -123,6 +125,7 @@ pub(crate) fn qcow2<'a, S: WriteAt>(
         most,
         next: 0,
         chunk: None,
+        examiner: Examiner::default(),
         offload,
         written,
     };
@@ -153,7 +156,7 @@ impl Qcow2Sink<'_> {
         match &self.tasks {
             Some(tasks) => tasks.send(Task { number, chunk }).map_err(|_| stopped()),
             None => {
-                let examined = Examined::not_yet(chunk);
+                let examined = self.examiner.examine(self.rules, chunk)?;
                 self.orders.send((number, Ok(Order::Chunk(examined)))).map_err(|_| stopped())
             }
         }

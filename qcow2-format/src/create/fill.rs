@@ -429,3 +429,6 @@ impl<S: WriteAt> ImageFiller<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

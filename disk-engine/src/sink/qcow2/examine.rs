@@ -7,7 +7,7 @@
 //! otherwise                                 data; with subclusters, each for itself
 //! ```
 //!
-//! Callers: `sink::qcow2`, its examining threads or its writing thread.
+//! Callers: `sink::qcow2`, its examining threads or the one that uses it.
 
 use std::ops::Range;
 
@@ -83,16 +83,9 @@ pub(super) enum Verdict {
 /// A chunk and what its clusters are.
 pub(super) struct Examined {
     pub(super) chunk: Chunk,
-    /// One for each cluster; none if nobody has looked yet.
+    /// One for each cluster that holds any data.
     pub(super) verdicts: Vec<Verdict>,
     pub(super) payloads: Vec<u8>,
-}
-
-impl Examined {
-    /// A chunk that is still to be examined.
-    pub(super) fn not_yet(chunk: Chunk) -> Self {
-        Self { chunk, verdicts: Vec::new(), payloads: Vec::new() }
-    }
 }
 
 /// What examining takes from one chunk to the next.
@@ -106,7 +99,7 @@ pub(super) struct Examiner {
 impl Examiner {
     pub(super) fn examine(&mut self, rules: &Rules<'_>, chunk: Chunk) -> Result<Examined> {
         self.read_below(rules, &chunk)?;
-        let mut examined = Examined::not_yet(chunk);
+        let mut examined = Examined { chunk, verdicts: Vec::new(), payloads: Vec::new() };
         // Clusters behind the last data are zeros, and may be behind the disk.
         let end = examined.chunk.data_end().next_multiple_of(rules.cluster.max(1));
         let bytes = examined.chunk.bytes().get(..end).unwrap_or_default();

@@ -13,7 +13,7 @@ use qcow2_format::image::Preallocation;
 use qcow2_format::{CreateOptions, GuestOffset, Header, ImageFiller, ReadAt, WriteAt};
 
 use super::Order;
-use super::examine::{Examined, Examiner, Rules, Verdict};
+use super::examine::{Examined, Rules, Verdict};
 use crate::disk::StoredRun;
 use crate::disk::chain::from_format;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,7 +49,6 @@ pub(crate) struct Qcow2Writer<'a, S> {
     free: Sender<Vec<u8>>,
     offload: &'a Offload,
     written: &'a AtomicU64,
-    examiner: Examiner,
     counts: Counts,
     /// The image's file, for the kernel.
     target: Option<&'a File>,
@@ -74,7 +73,6 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
             free,
             offload,
             written,
-            examiner: Examiner::default(),
             counts: Counts::default(),
             target: None,
             reserved: 0,
@@ -106,11 +104,6 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
                 }
                 Order::Chunk(examined) => {
                     let Some(filler) = &mut filler else { return Err(unbegun()) };
-                    let examined = if examined.verdicts.is_empty() {
-                        self.examiner.examine(self.rules, examined.chunk)?
-                    } else {
-                        examined
-                    };
                     self.chunk(filler, &examined).map_err(named)?;
                     // The other side may have ended meanwhile.
                     let _ = self.free.send(examined.chunk.into_memory());
