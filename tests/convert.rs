@@ -367,6 +367,18 @@ fn ranges_are_dds() {
     }
 }
 
+/// What the kernel takes over counts as well.
+#[test]
+fn a_rate_is_kept() {
+    let lab = lab();
+    fs::write(lab.path("raw"), vec![7; 2 << 20]).unwrap();
+    for words in [&["-O", "raw"][..], &["-O", "qcow2"], &["-O", "raw", "-C"]] {
+        let start = std::time::Instant::now();
+        lab.convert(&[words, &["-r", "4M", "-f", "raw", "--force", "raw", "target"]].concat());
+        assert!(start.elapsed().as_millis() >= 450, "{words:?}: {:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn every_size_there_is() {
     let lab = lab();

@@ -87,11 +87,13 @@ pub fn convert(
     let mut report = match target {
         ConvertTarget::File(path) => {
             refuse_same(&origin, options, path)?;
-            if options.into_existing {
+            let outcome = if options.into_existing {
                 existing::convert(origin, path, options)
             } else {
                 new::convert(origin, path, options)
-            }
+            };
+            // What no file is to blame for, as threads that cannot be had, is told of this one.
+            outcome.map_err(|error| error.or_path(path))
         }
         ConvertTarget::Writer { writer, label } => pipe::convert(origin, writer, label, options),
     }?;

@@ -7,8 +7,8 @@
 //!           └───────────────────────── memory of a chunk ◀──────────────────────┘
 //! ```
 //!
-//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies below, the thread
-//! that lends examines by itself, as what was just read is near it. The layout is decided in guest order by one thread, so that the bytes
+//! A chunk is 256 KiB of the disk, or a cluster if that is more. Where nothing is compressed and nothing lies
+//! below, this thread examines as well. The layout is decided in guest order by one thread, so that the bytes
 //! are the same with any number of them.
 //!
 //! ```text
@@ -76,11 +76,12 @@ pub(crate) struct Qcow2Sink<'a> {
     most: usize,
     next: u64,
     chunk: Option<Chunk>,
+    /// Looks at chunks where no other thread does.
+    examiner: Examiner,
     offload: &'a Offload,
     /// Where the image will be.
     folder: &'a Path,
     written: &'a AtomicU64,
-    examiner: Examiner,
 }
 
 /// The threads of a sink, to be run beside the one that uses the sink.
@@ -91,8 +92,8 @@ pub(crate) struct Examiners<'a> {
     control: Control,
 }
 
-/// All sides of a sink that fills `storage`, and the data file's beside it, as `image` says. `threads` examine; with none of them the
-/// sink does.
+/// All sides of a sink that fills `storage`, and the data file's beside it, as `image` says. `threads`
+/// examine; none of them leaves it to the one that uses the sink.
 pub(crate) fn qcow2<'a, S: WriteAt>(
     image: &'a CreateOptions,
     storage: (S, Option<S>),
@@ -124,8 +125,8 @@ pub(crate) fn qcow2<'a, S: WriteAt>(
         most,
         next: 0,
         chunk: None,
-        offload,
         examiner: Examiner::default(),
+        offload,
         written,
     };
     (

@@ -475,3 +475,6 @@ impl<S: WriteAt> ImageFiller<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -141,6 +141,9 @@ pub struct ConvertOptions {
     pub target: WritableDiskOptions,
     /// Read what can be read, list the rest and take it for zeros.
     pub salvage: bool,
+    /// Bytes of data in a second at the most; as many as there can be unless given. A
+    /// cancel is noticed after what was read last, 256 KiB at the most, has had its time.
+    pub rate_limit: Option<NonZeroU64>,
     /// Where what cannot go straight through a pipe is kept meanwhile.
     pub spill: Spill,
     /// Threads that decode, and threads that compress; as many as there are cores unless given.
@@ -173,6 +176,7 @@ impl ConvertOptions {
             target_is_zero: false,
             target: WritableDiskOptions::default(),
             salvage: false,
+            rate_limit: None,
             spill: Spill::default(),
             threads: None,
             existing: Existing::Refuse,

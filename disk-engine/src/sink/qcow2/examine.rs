@@ -7,7 +7,7 @@
 //! otherwise                                 data; with subclusters, each for itself
 //! ```
 //!
-//! Callers: `sink::qcow2`, and its examining threads.
+//! Callers: `sink::qcow2`, its examining threads or the one that uses it.
 
 use std::ops::Range;
 
@@ -83,7 +83,7 @@ pub(super) enum Verdict {
 /// A chunk and what its clusters are.
 pub(super) struct Examined {
     pub(super) chunk: Chunk,
-    /// One for each cluster up to the last data.
+    /// One for each cluster that holds any data.
     pub(super) verdicts: Vec<Verdict>,
     pub(super) payloads: Vec<u8>,
 }

@@ -1,7 +1,7 @@
 //! A disk's bytes, and what cannot be read of it.
 //!
 //! ```text
-//! read 2 MiB ─ fails ─▶ 1 MiB, 1 MiB ─ one fails ─▶ … ─▶ the smallest piece: zeros, and noted
+//! read 256 KiB ─ fails ─▶ 128 KiB, 128 KiB ─ one fails ─▶ … ─▶ the smallest piece: zeros, and noted
 //! ```
 //!
 //! Without salvage the first failure is the answer. Callers: `source::disk`.
@@ -172,6 +172,79 @@ fn is_damage(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk of sevens whose sectors fail from place to place, and whose map does in one.
+    struct Failing;
+
+    const BAD: [std::ops::Range<u64>; 4] =
+        [0..512, 5120..6144, 1_000_448..1_000_960, 2_097_152..2_099_200];
+    const SIZE: u64 = (3 << 20) + 100;
+
+    impl DiskContent for Failing {
+        fn size(&self) -> u64 {
+            SIZE
+        }
+
+        fn run_at(&self, offset: u64) -> Result<ContentRun> {
+            if (2_097_152..2_099_200).contains(&offset) {
+                return Err(Error::new(ErrorKind::Corrupt, "a table"));
+            }
+            let next = if offset < 2_097_152 { 2_097_152 } else { SIZE };
+            Ok(ContentRun { length: next - offset, zero: false, compressed: offset > 600_000 })
+        }
+
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+            let end = offset + bytes.len() as u64;
+            assert!(end <= SIZE);
+            if BAD.iter().any(|bad| bad.start < end && offset < bad.end) {
+                return Err(Error::new(ErrorKind::Io, "a sector"));
+            }
+            bytes.fill(7);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failing_medium_costs_its_sectors_and_no_more() {
+        use crate::source::disk::{Ahead, DiskSource};
+        use crate::source::extent::{Extent, ExtentSource};
+        for threads in [0, 1, 3] {
+            let reading = Reading::to_salvage(&Failing, 65_536);
+            let ahead = Ahead::new(&reading, threads, 65_536);
+            let mut disk = Vec::new();
+            std::thread::scope(|scope| {
+                (0..threads).for_each(|_| {
+                    scope.spawn(|| ahead.run());
+                });
+                let ahead_of = (threads > 0).then_some(&ahead);
+                let mut source = DiskSource::new(&reading, ahead_of, 0..SIZE);
+                while let Some(extent) = source.next_extent().unwrap() {
+                    let Extent::Data { offset, length } = extent else { continue };
+                    assert_eq!(offset, disk.len() as u64);
+                    let start = disk.len();
+                    disk.resize(start + usize::try_from(length.unwrap()).unwrap(), 1);
+                    // In pieces that end anywhere.
+                    for piece in disk[start..].chunks_mut(100_000) {
+                        assert_eq!(source.read(piece).unwrap(), piece.len());
+                    }
+                }
+                ahead.end();
+            });
+            assert_eq!(disk.len() as u64, SIZE);
+            for (at, byte) in (0..).zip(&disk) {
+                let bad = BAD.iter().any(|bad| bad.contains(&at));
+                assert_eq!(*byte, if bad { 0 } else { 7 }, "{at}");
+            }
+            let unreadable = reading.into_unreadable();
+            let found: Vec<_> =
+                unreadable.parts.iter().map(|it| it.offset..it.offset + it.length).collect();
+            assert_eq!(found, BAD);
+            assert!(unreadable.parts.iter().all(|part| part.reason == "a sector"));
+        }
+        // Without salvage it is the end.
+        let error = Reading::strict(&Failing).read_at(&mut [0; 512], 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
 
     #[test]
     fn neighbours_are_one_part_in_whatever_order_they_come() {
