@@ -2,6 +2,7 @@
 
 pub mod checker;
 pub mod disks;
+pub mod door;
 pub mod faults;
 pub mod faulty;
 pub mod io_lab;
