@@ -81,7 +81,7 @@ pub(crate) struct Unmappable;
 impl Unmappable {
     /// Whether that is why a map ended.
     pub(crate) fn caused(error: &Error) -> bool {
-        std::error::Error::source(error).is_some_and(|source| source.is::<Self>())
+        std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<Self>)
     }
 }
 

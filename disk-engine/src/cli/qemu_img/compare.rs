@@ -35,10 +35,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let (mut progress, mut quiet) = (false, false);
     let mut cache = "writeback".to_owned();
     let mut options = CompareOptions::default();
-    while let Some(found) = next_option("compare", &mut words).map_err(|stop| match stop.code {
-        1 => stop.with_code(2),
-        _ => stop,
-    })? {
+    while let Some(found) = next_option("compare", &mut words)? {
         match found.name {
             "a-format" => first.format = Some(found.text()),
             "b-format" => second.format = Some(found.text()),
@@ -53,23 +50,34 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     }
     let operands = words.operands();
     let [one, other] = operands.as_slice() else {
-        return Err(Stop::usage("Expecting two image file names").with_code(2));
+        return Err(Stop::usage("Expecting two image file names"));
     };
     if !is_cache_mode(&cache) {
         return Err(Stop::said(format!("Invalid source cache option: {cache}")).with_code(2));
     }
-    let open = |naming: &Naming, word| naming.resolve(word).map_err(|stop| stop.with_code(2));
-    let (one, other) = (open(&first, one)?, open(&second, other)?);
-    (options.first, options.second) = (one.disk(), other.disk());
+    let open = |naming: &Naming, word| {
+        let named = naming.resolve(word)?;
+        named.check(None).map(|()| named)
+    };
     let progress = progress && !quiet;
+    let (one, other) = match open(&first, one).and_then(|one| Ok((one, open(&second, other)?))) {
+        Ok(both) => both,
+        Err(stop) => {
+            if progress {
+                print("\n");
+            }
+            return Err(stop.with_code(2));
+        }
+    };
+    (options.first, options.second) = (one.disk(), other.disk());
     if progress {
         options.control = shown();
     }
     let compared = compare((&one.path, one.format), (&other.path, other.format), &options);
-    if progress {
-        print("    (100.00/100%)\r\n");
+    if progress && compared.as_ref().is_ok_and(|report| report.identical) {
+        print("    (100.00/100%)\r");
     }
-    match compared {
+    let outcome = match compared {
         Ok(report) => {
             if !quiet {
                 print(&render(&report));
@@ -93,7 +101,11 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
             }
             .with_code(code))
         }
+    };
+    if progress {
+        print("\n");
     }
+    outcome
 }
 
 fn exit_code(step: Step) -> u8 {
@@ -111,6 +123,9 @@ fn shown() -> Control {
         let Event::Comparing { compared_bytes, total_bytes } = event else { return };
         #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
         let percent = *compared_bytes as f64 * 100.0 / (*total_bytes).max(1) as f64;
+        if *compared_bytes == 0 && *total_bytes == 0 {
+            return;
+        }
         let mut drawn = drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if *drawn < 0.0 || percent >= *drawn + 2.0 {
             *drawn = percent;

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qcow2_format::error::{FieldError, Unsupported, Violation};
+use qcow2_format::error::{FieldError, RequestError, Unsupported, Violation};
 
 use super::Stop;
 use super::image::Named;
@@ -51,8 +51,28 @@ pub(super) fn not_opened(named: &Named, error: &Error) -> Stop {
     Stop::said(format!("Could not open '{}': {reason}", named.shown))
 }
 
+/// Why a snapshot could not be had, if that is what went wrong.
+pub(super) fn no_snapshot(named: &Named, name: Option<&str>, error: &Error) -> Option<String> {
+    name?;
+    if named.format == BaseFormat::Raw {
+        return (error.message() == "a raw image has no snapshots").then(|| {
+            "Failed to load snapshot: Block format 'raw' used by device '' does not support \
+             temporarily loading internal snapshots"
+                .to_owned()
+        });
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        if let Some(RequestError::NoSuchSnapshot { .. }) = source.downcast_ref() {
+            return Some("Failed to load snapshot: Can't find snapshot".to_owned());
+        }
+        cause = source.source();
+    }
+    None
+}
+
 /// What an image stands on, as its header says.
-enum Below {
+pub(super) enum Below {
     /// Nothing.
     None,
     /// The image cannot be looked at.
@@ -63,7 +83,8 @@ enum Below {
     Refused(Error),
 }
 
-fn below(path: &Path, format: BaseFormat) -> Below {
+/// What the image at `path` stands on.
+pub(super) fn below(path: &Path, format: BaseFormat) -> Below {
     let image = match inspect(path, format) {
         Ok(image) => image,
         Err(error) => return Below::Fails(error),
@@ -76,7 +97,10 @@ fn below(path: &Path, format: BaseFormat) -> Below {
     };
     match backing_format(header, path) {
         Ok(format) => Below::Named(plain, format),
-        Err(error) => Below::Refused(error),
+        Err(error) => Below::Refused(match std::fs::metadata(&plain) {
+            Err(gone) => Error::io("open", plain, gone),
+            Ok(_) => error,
+        }),
     }
 }
 
@@ -185,6 +209,7 @@ fn broken(error: &FieldError) -> Option<String> {
     let is = |part: &str| field.contains(part);
     Some(match error.violation {
         Violation::Magic => "Image is not in qcow2 format".to_owned(),
+        Violation::Truncated { available: 0..4, .. } => "Image is not in qcow2 format".to_owned(),
         Violation::Truncated { .. } if is("header") => "qcow2 header too short".to_owned(),
         Violation::HeaderLengthTooShort => "qcow2 header too short".to_owned(),
         Violation::HeaderLengthBeyondCluster { .. } => {
@@ -194,6 +219,17 @@ fn broken(error: &FieldError) -> Option<String> {
         Violation::ClusterBitsForExtendedL2 => {
             let size = 1_u64.checked_shl(u32::try_from(*value).ok()?)? / 32;
             format!("Unsupported subcluster size: {size}")
+        }
+        Violation::VirtualSize { .. } if *value > i64::MAX.unsigned_abs() => {
+            "Could not refresh total sector count: File too large".to_owned()
+        }
+        Violation::BeyondFile { .. }
+            if *field == "l1_table_offset" && *value > i64::MAX.unsigned_abs() =>
+        {
+            "Active L1 table offset invalid".to_owned()
+        }
+        Violation::BackingNameBeyondCluster { .. } if *value > i64::MAX.unsigned_abs() => {
+            "Invalid backing file offset".to_owned()
         }
         Violation::VirtualSize { .. } | Violation::L1TooSmall { .. } => {
             "L1 table is too small".to_owned()

@@ -16,7 +16,7 @@ use super::opts::{self, Opts, Target};
 use super::{Outcome, Stop, complaint, next_option, print, warn};
 use crate::disk::chain::Chain;
 use crate::disk::policy::BackingPolicy;
-use crate::disk::sectors::whole_sectors;
+use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::error::{Error, ErrorKind};
 use crate::ops::create::{CreateFileOptions, create, create_raw};
 use crate::sys::pending::Existing;
@@ -51,7 +51,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let operands = words.operands();
     let mut operands = operands.iter();
     let filename = operands.next();
-    if let Some(list) = list.as_ref().filter(|list| opts::asks_help(list)) {
+    if list.as_deref().is_some_and(opts::asks_help) {
         return help(&new.format, filename.is_some());
     }
     let filename = filename.ok_or_else(|| Stop::usage("Expecting image file name"))?;
@@ -141,7 +141,7 @@ impl New {
                 }
             }
         }
-        if asked.text("size").is_none() {
+        if asked.number("size").is_none_or(|size| size == u64::MAX) {
             return Err("Image creation needs a size parameter".to_owned());
         }
         if !self.quiet {
@@ -229,33 +229,53 @@ fn backing_size(path: &Path, backing: &OsStr, format: Option<&str>) -> Result<u6
 /// Writes the image that was described.
 fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> Result<(), String> {
     let size = asked.number("size").unwrap_or(0);
+    // qemu-img makes the file before it looks any further.
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if let Err(error) = folder.join(".").metadata() {
+        let cause = complaint::strerror(&error);
+        return Err(format!("Could not create '{}': {cause}", path.to_string_lossy()));
+    }
+    if path.is_dir() {
+        return Err(format!("Could not create '{}': Is a directory", path.to_string_lossy()));
+    }
     let options = CreateFileOptions { existing: Existing::Replace, ..CreateFileOptions::default() };
     if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
         warn("Failed to set extent size hint: Operation not supported");
     }
     match target {
         Target::Raw => {
-            let preallocation = preallocation(asked)?;
+            let preallocation =
+                preallocation(asked).map_err(|mode| format!("invalid parameter value: {mode}"))?;
             if preallocation == Preallocation::Metadata {
-                return Err("Unsupported preallocation mode 'metadata'".to_owned());
+                return Err("Unsupported preallocation mode: metadata".to_owned());
+            }
+            if size > SIZE_MAX - SIZE_MAX % SECTOR {
+                return Err("Could not resize file: Invalid argument".to_owned());
             }
             let size = whole_sectors(size);
             create_raw(path, size, preallocation, &options).map_err(|error| not_made(path, &error))
         }
         Target::Qcow2 => {
             let image = qcow2(backing, asked)?;
+            if size > SIZE_MAX - SIZE_MAX % SECTOR {
+                return Err("Could not resize image: Image size cannot be negative".to_owned());
+            }
             create(path, &image, &options).map(|_| ()).map_err(|error| not_made(path, &error))
         }
     }
 }
 
+/// The preallocation that is asked for; the word that is none.
 fn preallocation(asked: &Opts) -> Result<Preallocation, String> {
     match asked.text("preallocation") {
         None | Some("off") => Ok(Preallocation::Off),
         Some("metadata") => Ok(Preallocation::Metadata),
         Some("falloc") => Ok(Preallocation::Falloc),
         Some("full") => Ok(Preallocation::Full),
-        Some(other) => Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
+        Some(other) => Err(other.to_owned()),
     }
 }
 
@@ -279,7 +299,11 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
             return Err(format!("Parameter 'compression-type' does not accept value '{other}'"));
         }
     };
-    let preallocation = preallocation(asked)?;
+    let preallocation = preallocation(asked)
+        .map_err(|mode| format!("Parameter 'preallocation' does not accept value '{mode}'"))?;
+    if let Some(format) = asked.text("backing_fmt").filter(|format| !image::is_known(format)) {
+        return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
+    }
     let version = match asked.text("compat") {
         None | Some("1.1" | "v3") => Version::V3,
         Some("0.10" | "v2") => Version::V2,
@@ -307,7 +331,7 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
     if preallocation != Preallocation::Off && backing.is_some() && !extended_l2 {
         return Err(
             "Backing file and preallocation can only be used at the same time if extended_l2 \
-                    is enabled"
+                    is on"
                 .to_owned(),
         );
     }

@@ -126,7 +126,6 @@ impl<'a> Words<'a> {
         let mut parts = word.splitn(2, |byte| *byte == b'=');
         let name = parts.next().unwrap_or_default();
         let given = parts.next();
-        let shown = String::from_utf8_lossy(name);
         let named = |known: &&Known| !known.long.is_empty();
         let exact = self.known.iter().filter(named).find(|known| known.long.as_bytes() == name);
         let known = match exact {
@@ -135,7 +134,10 @@ impl<'a> Words<'a> {
                 let begins = |known: &&Known| known.long.as_bytes().starts_with(name);
                 let mut candidates = self.known.iter().filter(named).filter(begins);
                 match (candidates.next(), candidates.next()) {
-                    (None, _) => return Err(format!("unrecognized option '--{shown}'")),
+                    (None, _) => {
+                        let word = String::from_utf8_lossy(word);
+                        return Err(format!("unrecognized option '--{word}'"));
+                    }
                     (Some(known), None) => known,
                     (Some(_), Some(_)) => {
                         let all = self.known.iter().filter(named).filter(begins);
@@ -180,7 +182,9 @@ mod tests {
         long_value("object"),
     ];
 
-    fn parse(words: &[&str]) -> Result<(Vec<(String, String)>, Vec<OsString>), String> {
+    type Parsed = (Vec<(String, String)>, Vec<OsString>);
+
+    fn parse(words: &[&str]) -> Result<Parsed, String> {
         let mut words = Words::new(words.iter().map(OsString::from), KNOWN);
         let mut found = Vec::new();
         while let Some(option) = words.next() {
@@ -213,7 +217,7 @@ mod tests {
             (&["-qx"], "invalid option -- 'x'"),
             (&["-f"], "option requires an argument -- 'f'"),
             (&["--nope"], "unrecognized option '--nope'"),
-            (&["--nope=1"], "unrecognized option '--nope'"),
+            (&["--nope=1"], "unrecognized option '--nope=1'"),
             (&["--format"], "option '--format' requires an argument"),
             (&["--quiet=1"], "option '--quiet' doesn't allow an argument"),
             (&["--o=1"], "option '--o=1' is ambiguous; possibilities: '--output' '--object'"),

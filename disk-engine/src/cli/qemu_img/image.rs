@@ -11,17 +11,19 @@
 //! commands of `qemu_img`.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use qcow2_format::feature::AutoclearFeatures;
+use qcow2_format::header::extension::HeaderExtension;
 use serde_json::Value;
 
-use super::{Outcome, Stop, complaint, json, opts};
+use super::{NAME, Outcome, Stop, complaint, json, opts, tell};
 use crate::base::BaseFormat;
+use crate::disk::chain::DEPTH_MAX;
 use crate::disk::policy::BackingPolicy;
-use crate::disk::{DiskOptions, Locking};
+use crate::disk::{Disk, DiskOptions, Locking, inspect};
 
 /// Formats of QEMU's that are not read here, by the bytes that they begin with.
 const FOREIGN: &[(&[u8], &str)] = &[
@@ -132,8 +134,55 @@ impl Named {
         }
     }
 
+    /// Says of each image of the chain what qemu-img warns of when it opens one.
+    pub(super) fn warn(&self) {
+        let (mut path, mut format) = (self.path.clone(), self.format);
+        for _ in 0..DEPTH_MAX {
+            warn_of_bitmaps(&path, format);
+            match complaint::below(&path, format) {
+                complaint::Below::Named(next, next_format) => (path, format) = (next, next_format),
+                _ => return,
+            }
+        }
+    }
+
+    /// As [`Named::warn`], of the image alone.
+    pub(super) fn warn_alone(&self) {
+        warn_of_bitmaps(&self.path, self.format);
+    }
+
+    /// Says now what is wrong with the disk, or with its snapshot: qemu-img opens it before it looks at
+    /// what else was asked.
+    pub(super) fn check(&self, snapshot: Option<&str>) -> Outcome<()> {
+        self.warn();
+        let disk = DiskOptions { snapshot: snapshot.map(ToOwned::to_owned), ..self.disk() };
+        match Disk::open(&self.path, self.format, &disk) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match complaint::no_snapshot(self, snapshot, &error) {
+                Some(text) => Stop::said(text),
+                None => complaint::not_opened(self, &error),
+            }),
+        }
+    }
+
     pub(super) fn locking(&self) -> Locking {
         if self.force_share { Locking::Shared } else { Locking::Auto }
+    }
+}
+
+/// Says of bitmaps that nobody vouches for what qemu-img says of them.
+fn warn_of_bitmaps(path: &Path, format: BaseFormat) {
+    let Ok(image) = inspect(path, format) else { return };
+    let Some(header) = image.header else { return };
+    let mut types = header.extensions().iter().map(HeaderExtension::extension_type);
+    let vouched = header.autoclear_features().contains(AutoclearFeatures::BITMAPS);
+    if types.any(|extension| extension == HeaderExtension::BITMAPS) && !vouched {
+        // Its last line has no end.
+        tell(&format!(
+            "{NAME}: warning: a program lacking bitmap support modified this file, so all bitmaps are \
+             now considered inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the \
+             image file to fix."
+        ));
     }
 }
 
@@ -149,6 +198,9 @@ struct Stated {
 impl Naming {
     /// The image that `word` names.
     pub(super) fn resolve(&self, word: &OsStr) -> Outcome<Named> {
+        if self.image_opts && self.format.is_some() {
+            return Err(Stop::said("--image-opts and --format are mutually exclusive"));
+        }
         let shown = word.to_string_lossy().into_owned();
         let stop = |reason: String| Stop::said(format!("Could not open '{shown}': {reason}"));
         let mut format = self.format.clone();
@@ -159,10 +211,8 @@ impl Naming {
                 Some(text) => Stated::from_json(&String::from_utf8_lossy(text)).map_err(stop)?,
                 None => Stated::from_list(&shown).map_err(stop)?,
             };
-            if format.is_some() && stated.driver.is_some() && format != stated.driver {
-                return Err(stop("Driver specified twice".to_owned()));
-            }
-            format = stated.driver.or(format);
+            // What the command states goes before what the name does.
+            format = format.or(stated.driver);
             force_share |= stated.force_share;
             if let Some(driver) = stated.file_driver.filter(|driver| driver != "file") {
                 return Err(stop(unsupported(&driver)));
@@ -207,8 +257,10 @@ fn plain(word: &OsStr) -> Result<PathBuf, String> {
 
 impl Stated {
     fn from_json(text: &str) -> Result<Self, String> {
-        let Some(Value::Object(fields)) = json::parse(text) else {
-            return Err("Could not parse the JSON options".to_owned());
+        let parsed = json::parse(text)
+            .map_err(|wrong| format!("Could not parse the JSON options: {wrong}"))?;
+        let Value::Object(fields) = parsed else {
+            return Err("Invalid JSON object given".to_owned());
         };
         let mut stated = Self::default();
         for (name, value) in flat("", &Value::Object(fields)) {
@@ -224,7 +276,7 @@ impl Stated {
                 Some((name, value)) => (name.to_owned(), value.to_owned()),
                 // What comes first and has no name is the node that the image lies in.
                 None if index == 0 => {
-                    return Err(format!("Cannot find device='' nor node-name='{part}'"));
+                    return Err(no_node(&part));
                 }
                 None => (part, "on".to_owned()),
             };
@@ -236,10 +288,11 @@ impl Stated {
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
         match name {
             "driver" => self.driver = Some(value),
+            "file" => return Err(no_node(&value)),
             "file.filename" | "filename" => self.filename = Some(value),
             "file.driver" => self.file_driver = Some(value),
             "force-share" | "file.force-share" => {
-                self.force_share |= value == "on" || value == "true"
+                self.force_share |= value == "on" || value == "true";
             }
             // What tunes QEMU's way of reading changes nothing of what is read.
             "read-only"
@@ -288,6 +341,11 @@ impl Stated {
     }
 }
 
+/// There are no nodes that a name could mean.
+fn no_node(name: &str) -> String {
+    format!("Cannot find device='{name}' nor node-name='{name}'")
+}
+
 /// The fields of nested objects under names with dots.
 fn flat(prefix: &str, value: &Value) -> Vec<(String, String)> {
     match value {
@@ -312,7 +370,7 @@ pub(super) fn probe(path: &Path) -> Result<BaseFormat, String> {
     let open =
         crate::disk::chain::open_top(path).map_err(|error| complaint::reason(&error, path))?;
     let mut start = Vec::new();
-    let read = File::from(open).take(2048).read_to_end(&mut start);
+    let read = open.take(2048).read_to_end(&mut start);
     read.map_err(|_| "Could not read image for determining its format".to_owned())?;
     // Version 2 or later: version 1 is a format of its own.
     if start.starts_with(&crate::disk::chain::QCOW2_MAGIC) && start.get(4..8) > Some(&[0, 0, 0, 1])

@@ -8,14 +8,12 @@ use serde_json::Value;
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::image::{Named, Naming};
-use super::{Form, Outcome, Stop, complaint, json, next_option, print, warn};
+use super::{Form, Outcome, Stop, complaint, json, next_option, print};
 use crate::cli::size::human;
 use crate::disk::inspect;
 use crate::disk::policy::BackingPolicy;
 use crate::ops::info::{ImageInfo, InfoOptions, SnapshotInfo, info};
 use crate::sys::local_time;
-use qcow2_format::feature::AutoclearFeatures;
-use qcow2_format::header::extension::HeaderExtension;
 
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
@@ -45,9 +43,6 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let [word] = operands.as_slice() else {
         return Err(Stop::usage("Expecting one image file name"));
     };
-    if naming.image_opts && naming.format.is_some() {
-        return Err(Stop::said("--image-opts and --format are mutually exclusive"));
-    }
     let named = naming.resolve(word)?;
     let images = images(&named, chain)?;
     match form {
@@ -82,7 +77,7 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             let reason = complaint::reason(&error, &named.path);
             Stop::said(format!("Could not open '{}': {reason}", named.shown))
         })?;
-        warn_of_bitmaps(&named);
+        named.warn_alone();
         let image = report.image;
         let next = image.full_backing_filename.clone().filter(|_| chain);
         seen.push(image.filename.clone());
@@ -91,10 +86,6 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
         let Some(next) = next else { return Ok(images) };
         if seen.contains(&next) {
             return Err(Stop::said(format!("Backing file '{next}' creates an infinite loop.")));
-        }
-        if format.is_none() {
-            let reason = "the image above does not state its format, which is never guessed";
-            return Err(Stop::said(format!("Could not open '{next}': {reason}")));
         }
         // What an image calls its backing file is a plain name, and nothing else.
         let image = inspect(&named.path, named.format).ok();
@@ -105,26 +96,13 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             return Err(Stop::said(format!("Could not open '{next}': {reason}")));
         }
         let folder = named.path.parent().unwrap_or(std::path::Path::new(""));
-        let naming = Naming { format, image_opts: false, force_share: named.force_share };
         let path = folder.join(OsStr::from_bytes(name));
+        if format.is_none() && path.exists() {
+            let reason = "the image above does not state its format, which is never guessed";
+            return Err(Stop::said(format!("Could not open '{next}': {reason}")));
+        }
+        let naming = Naming { format, image_opts: false, force_share: named.force_share };
         named = naming.resolve(super::image::word(&path).as_os_str())?;
-    }
-}
-
-/// As qemu-img says of bitmaps that nobody vouches for.
-fn warn_of_bitmaps(named: &Named) {
-    let Ok(image) = inspect(&named.path, named.format) else { return };
-    let Some(header) = image.header else { return };
-    let has = header.extensions().iter().any(|extension| {
-        matches!(extension, HeaderExtension::Bitmaps(_))
-            || extension.extension_type() == HeaderExtension::BITMAPS
-    });
-    if has && !header.autoclear_features().contains(AutoclearFeatures::BITMAPS) {
-        warn(
-            "a program lacking bitmap support modified this file, so all bitmaps are now \
-             considered inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the \
-             image file to fix.",
-        );
     }
 }
 

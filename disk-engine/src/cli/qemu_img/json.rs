@@ -85,9 +85,10 @@ pub(super) fn outline(text: &mut String, value: &Value, level: usize) {
     }
 }
 
-/// Fields in QEMU's order.
+/// Fields in QEMU's order. Of a bucket's fields the newest comes first; in what is printed here that is
+/// the one whose name comes last.
 fn ordered(fields: &serde_json::Map<String, Value>) -> Vec<(&String, &Value)> {
-    let mut ordered: Vec<_> = fields.iter().collect();
+    let mut ordered: Vec<_> = fields.iter().rev().collect();
     ordered.sort_by_key(|(name, _)| bucket(name));
     ordered
 }
@@ -135,7 +136,45 @@ fn quote(text: &mut String, string: &str) {
 }
 
 /// Reads JSON in which strings may stand between single quotes, as QEMU takes it.
-pub(super) fn parse(text: &str) -> Option<Value> {
+///
+/// # Errors
+///
+/// What is wrong with it, as far as QEMU has words for it.
+pub(super) fn parse(text: &str) -> Result<Value, String> {
+    if text.trim().is_empty() {
+        return Err("Expecting a JSON value".to_owned());
+    }
+    let plain = plain(text).ok_or("JSON parse error, premature EOI")?;
+    let mut values = serde_json::Deserializer::from_str(&plain).into_iter::<Value>();
+    match values.next() {
+        Some(Ok(value)) => match values.next() {
+            None => Ok(value),
+            Some(_) => Err("Expecting at most one JSON value".to_owned()),
+        },
+        None => Err("Expecting a JSON value".to_owned()),
+        Some(Err(error)) if error.is_eof() => Err("JSON parse error, premature EOI".to_owned()),
+        Some(Err(error)) => {
+            // A word that is no value.
+            let before = plain.get(..error.column().saturating_sub(1)).unwrap_or_default();
+            let start =
+                before.rfind(|letter: char| !letter.is_alphanumeric()).map_or(0, |at| at + 1);
+            let word: String = plain
+                .get(start..)
+                .unwrap_or_default()
+                .chars()
+                .take_while(char::is_ascii_alphabetic)
+                .collect();
+            Err(if word.is_empty() {
+                format!("JSON parse error, {error}")
+            } else {
+                format!("JSON parse error, invalid keyword '{word}'")
+            })
+        }
+    }
+}
+
+/// The same with double quotes alone; `None` if a string does not end.
+fn plain(text: &str) -> Option<String> {
     let mut plain = String::with_capacity(text.len());
     let mut letters = text.chars();
     while let Some(letter) = letters.next() {
@@ -157,7 +196,7 @@ pub(super) fn parse(text: &str) -> Option<Value> {
         }
         plain.push('"');
     }
-    serde_json::from_str(&plain).ok()
+    Some(plain)
 }
 
 #[cfg(test)]
@@ -182,8 +221,14 @@ mod tests {
     fn single_quotes_are_quotes() {
         let expected = json!({"driver": "it's", "a": "say \"x\""});
         let text = "{'driver': \"it's\", 'a': 'say \"x\"'}";
-        assert_eq!(parse(text), Some(expected));
-        assert_eq!(parse("{'a': 'b\\'c'}"), Some(json!({"a": "b'c"})));
-        assert_eq!(parse("{'a'"), None);
+        assert_eq!(parse(text), Ok(expected));
+        assert_eq!(parse("{'a': 'b\\'c'}"), Ok(json!({"a": "b'c"})));
+        let wrong = |text: &str| parse(text).unwrap_err();
+        assert_eq!(wrong("{'a"), "JSON parse error, premature EOI");
+        assert_eq!(wrong("{"), "JSON parse error, premature EOI");
+        assert_eq!(wrong(" "), "Expecting a JSON value");
+        assert_eq!(wrong("{} 1"), "Expecting at most one JSON value");
+        assert_eq!(wrong("{'a': x}"), "JSON parse error, invalid keyword 'x'");
+        assert_eq!(wrong("nope"), "JSON parse error, invalid keyword 'nope'");
     }
 }

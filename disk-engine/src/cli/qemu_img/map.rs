@@ -53,6 +53,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     };
     let mut page = Page::new(io::stdout().lock(), form);
     let mut started = false;
+    named.warn();
     let shown = map(&named.path, named.format, &options, |entry| {
         started = true;
         page.entry(entry)

@@ -11,21 +11,21 @@ use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::image::{self, Naming};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
-use super::{Form, Outcome, Stop, complaint, json, next_option, print};
+use super::{Form, NAME, Outcome, Stop, complaint, json, next_option, print};
 use crate::cli::measure::render;
 use crate::error::ErrorKind;
 use crate::ops::measure::{MeasureTarget, measure, measure_size};
 
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
-    value(b'f', "format"),
     value(b'O', "target-format"),
+    value(b'f', "format"),
     value(b'o', "options"),
-    value(b's', "size"),
     value(b'l', "snapshot"),
-    long_value("output"),
     long_value("object"),
     long("image-opts"),
+    long_value("output"),
+    long_value("size"),
     flag(b'U', "force-share"),
 ];
 
@@ -53,7 +53,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     }
     let word = operands.first();
     if word.is_none() {
-        let reason = "can only be used with a filename.";
+        let reason = "require a filename argument.";
         if naming.image_opts || naming.format.is_some() || snapshot.is_some() {
             return Err(Stop::said(format!("--image-opts, -f, and -l {reason}")));
         }
@@ -63,7 +63,11 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     } else if size.is_some() {
         return Err(Stop::said("--size N cannot be used together with a filename."));
     }
+    let snapshot = snapshot.map(|name| snapshot_name(&name));
     let source = word.map(|word| naming.resolve(word)).transpose()?;
+    if let Some(source) = &source {
+        source.check(snapshot.as_deref())?;
+    }
     let made = match target.as_str() {
         "raw" => Target::Raw,
         "qcow2" => Target::Qcow2,
@@ -77,7 +81,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut asked = Opts::new(made);
     if let Some(list) = &list {
         asked.parse(list).map_err(|text| {
-            Stop::said(format!("{text}\nInvalid options for file format '{target}'"))
+            Stop::said(format!("{text}\n{NAME}: Invalid options for file format '{target}'"))
         })?;
     }
     let wanted = match made {
@@ -95,7 +99,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         })?,
         (Some(source), _) => {
             let mut disk = source.disk();
-            disk.snapshot = snapshot.map(|name| snapshot_name(&name));
+            disk.snapshot = snapshot;
             measure(&source.path, source.format, &disk, &wanted)
                 .map_err(|error| complaint::not_opened(source, &error))?
         }
@@ -130,8 +134,8 @@ fn shape(asked: &Opts) -> Outcome<Shape> {
         return Err(Stop::said(least));
     }
     let version = match asked.text("compat") {
-        None | Some("1.1" | "v3") => Version::V3,
-        Some("0.10" | "v2") => Version::V2,
+        None | Some("1.1") => Version::V3,
+        Some("0.10") => Version::V2,
         Some(other) => return Err(Stop::said(format!("Invalid compatibility level: '{other}'"))),
     };
     let refcount_bits = asked.number("refcount_bits").unwrap_or(16);

@@ -67,7 +67,7 @@ pub(super) fn parse(word: &str) -> Result<u64, Wrong> {
         return if part == 0 { Ok(whole) } else { Err(Wrong::Word) };
     }
     // Below 2^64 times at most 2^60, and a half.
-    let scaled = (u128::from(whole) << shift) + ((u128::from(part) << shift) + (1 << 63) >> 64);
+    let scaled = (u128::from(whole) << shift) + (((u128::from(part) << shift) + (1 << 63)) >> 64);
     u64::try_from(scaled).map_err(|_| Wrong::Range)
 }
 
@@ -115,7 +115,7 @@ mod tests {
             ("1.", Ok(1)),
             ("1.k", Ok(1024)),
             (".5k", Ok(512)),
-            ("7.99E", Ok(9_211_842_821_808_707_584)),
+            ("7.99E", Ok(9_211_842_821_808_707_328)),
             ("1.0", Ok(1)),
             ("1e", Ok(1 << 60)),
             ("1B", Ok(1)),

@@ -161,7 +161,7 @@ pub(super) fn add(list: &mut Option<String>, more: &str) -> Result<(), String> {
 /// Whether a list can have another one behind it: it neither begins nor ends with a lone comma.
 fn is_list(list: &str) -> bool {
     let trailing = list.len() - list.trim_end_matches(',').len();
-    !list.is_empty() && !list.starts_with(',') && trailing % 2 == 0
+    !list.is_empty() && !list.starts_with(',') && trailing.is_multiple_of(2)
 }
 
 /// Whether a list asks for help.
@@ -172,20 +172,32 @@ pub(super) fn asks_help(list: &str) -> bool {
 /// The parts of a list; two commas stand for one that belongs to a value.
 pub(super) fn split(list: &str) -> Vec<String> {
     let mut parts = Vec::new();
+    let mut rest = list;
+    loop {
+        let (part, behind) = first(rest);
+        parts.push(part);
+        if behind.is_empty() {
+            return parts;
+        }
+        rest = behind;
+    }
+}
+
+/// The first part of a list, and what is behind its comma.
+fn first(list: &str) -> (String, &str) {
     let mut part = String::new();
-    let mut letters = list.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            ',' if letters.peek() == Some(&',') => {
-                letters.next();
+    let mut rest = list;
+    loop {
+        let (before, behind) = rest.split_once(',').unwrap_or((rest, ""));
+        part.push_str(before);
+        match behind.strip_prefix(',') {
+            Some(behind) => {
                 part.push(',');
+                rest = behind;
             }
-            ',' => parts.push(std::mem::take(&mut part)),
-            other => part.push(other),
+            None => return (part, behind),
         }
     }
-    parts.push(part);
-    parts
 }
 
 impl Opts {
@@ -196,13 +208,24 @@ impl Opts {
 
     /// Takes the options of a list.
     pub(super) fn parse(&mut self, list: &str) -> Result<(), String> {
-        for part in split(list) {
-            let (name, value) = match part.split_once('=') {
-                Some((name, value)) => (name, value.to_owned()),
-                None => match part.strip_prefix("no") {
-                    Some(name) => (name, "off".to_owned()),
-                    None => (part.as_str(), "on".to_owned()),
-                },
+        let mut rest = list;
+        while !rest.is_empty() {
+            // In a name a comma is a comma, however many there are.
+            let end = rest.find(['=', ',']).unwrap_or(rest.len());
+            let (name, behind) = rest.split_at(end);
+            let (name, value) = match behind.strip_prefix('=') {
+                Some(behind) => {
+                    let (value, behind) = first(behind);
+                    rest = behind;
+                    (name, value)
+                }
+                None => {
+                    rest = behind.strip_prefix(',').unwrap_or(behind);
+                    match name.strip_prefix("no") {
+                        Some(name) => (name, "off".to_owned()),
+                        None => (name, "on".to_owned()),
+                    }
+                }
             };
             if name != "id" {
                 self.set(name, value)?;
@@ -311,12 +334,18 @@ fn size(name: &str, text: &str) -> Result<u64, String> {
 
 fn count(name: &str, text: &str) -> Result<u64, String> {
     let wrong = || format!("Parameter '{name}' expects a number");
+    // As C has it: a number below zero wraps around.
+    let (negative, text) = match text.trim_start().strip_prefix('-') {
+        Some(text) => (true, text),
+        None => (false, text.trim_start()),
+    };
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
         None if text.len() > 1 && text.starts_with('0') => (text, 8),
         None => (text, 10),
     };
-    u64::from_str_radix(digits, radix).map_err(|_| wrong())
+    let number = u64::from_str_radix(digits, radix).map_err(|_| wrong())?;
+    Ok(if negative { number.wrapping_neg() } else { number })
 }
 
 #[cfg(test)]
@@ -343,7 +372,7 @@ mod tests {
     #[test]
     fn a_line_shows_what_was_given_and_what_is_so_anyway() {
         let mut opts = Opts::new(Target::Qcow2);
-        opts.parse("size=1M,compat=1.1,nolazy_refcounts,backing_file=x,,y,nocow").unwrap();
+        opts.parse("size=1M,compat=1.1,nolazy_refcounts,backing_file=x,,y,nocow=on").unwrap();
         assert_eq!(
             opts.shown(),
             "cluster_size=65536 extended_l2=off compression_type=zlib size=1048576 compat=1.1 \
