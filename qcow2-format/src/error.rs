@@ -321,6 +321,9 @@ pub enum Violation {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RequestError {
+    /// The caller wanted long work to stop.
+    #[error("the caller cancelled the work")]
+    Cancelled,
     /// No snapshot has this id or name.
     #[error("the image has no snapshot with the id or name \"{}\"", name.escape_ascii())]
     NoSuchSnapshot {

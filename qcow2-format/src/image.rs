@@ -17,6 +17,7 @@
 //! Callers: disk-engine's `disk`.
 
 mod cache;
+pub mod check;
 mod map;
 mod options;
 mod payload;

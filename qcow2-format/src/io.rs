@@ -259,6 +259,12 @@ pub(crate) fn zeroed<T: Clone + Default>(length: usize) -> io::Result<Vec<T>> {
     Ok(vector)
 }
 
+/// Whether `bytes` are all zeros.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0)
+}
+
 fn too_large() -> io::Error {
     io::Error::new(ErrorKind::FileTooLarge, "more than memory can hold")
 }

@@ -17,8 +17,8 @@ use crate::geometry::{Geometry, L1_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
 use crate::io::{ReadAt, read_table};
 
 pub(crate) const COPIED: u64 = 1 << 63;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const RESERVED: u64 = !(COPIED | OFFSET);
+pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const RESERVED: u64 = !(COPIED | OFFSET);
 
 /// An entry of the L1 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,11 +22,11 @@ use crate::error::{FieldError, Result, Violation};
 use crate::geometry::{Geometry, SUBCLUSTERS};
 use crate::header::Version;
 
-const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const RESERVED: u64 = !(COPIED | COMPRESSED | ZERO | OFFSET);
+pub(crate) const COPIED: u64 = 1 << 63;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
+pub(crate) const ZERO: u64 = 1;
+pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const RESERVED: u64 = !(COPIED | COMPRESSED | ZERO | OFFSET);
 
 /// What a guest cluster is, or a subcluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,11 +85,11 @@ impl SubclusterBitmap {
         Self((self.0 & !bits) | bits << SUBCLUSTERS)
     }
 
-    const fn allocated(self) -> u64 {
+    pub(crate) const fn allocated(self) -> u64 {
         self.0 & 0xffff_ffff
     }
 
-    const fn zero(self) -> u64 {
+    pub(crate) const fn zero(self) -> u64 {
         self.0 >> 32
     }
 }

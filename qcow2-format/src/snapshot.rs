@@ -20,8 +20,8 @@ use crate::io::{ReadAt, zeroed};
 use crate::l1::L1Place;
 use crate::raw::RawSnapshot;
 
-const TABLE_MAX_BYTES: u64 = 64 << 20;
-const EXTRA_DATA_MAX_BYTES: u32 = 1024;
+pub(crate) const TABLE_MAX_BYTES: u64 = 64 << 20;
+pub(crate) const EXTRA_DATA_MAX_BYTES: u32 = 1024;
 
 /// An internal snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@
 //!
 //! Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is corrupt or does not
 //! match; 4 no space; 5 someone else has it: timed out waiting, or an image is in
-//! use.
+//! use. `check` has qemu-img's instead.
 
 mod attach;
 mod base;
@@ -22,6 +22,8 @@ mod cache;
 mod cache_list;
 mod cache_prune;
 mod cache_verify;
+mod check;
+mod check_report;
 mod compare;
 mod config_disk;
 mod create;
@@ -59,7 +61,7 @@ const AFTER_HELP: &str = "Called by the name qemu-img, or as disk-engine qemu-im
 /// As documented above and in the README.
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is \
     corrupt or does not match; 4 no space; 5 someone else has it: timed out waiting, or an image is \
-    in use.";
+    in use. The command check has qemu-img's: see its help.";
 
 /// One compressed image archive in, any number of thin VM disks out.
 #[derive(Debug, Parser)]
@@ -83,6 +85,7 @@ enum Command {
     Rebase(rebase::Arguments),
     Create(create::Arguments),
     ConfigDisk(config_disk::Arguments),
+    Check(check::Arguments),
     Info(info::Arguments),
     Map(map::Arguments),
     Measure(measure::Arguments),
@@ -108,12 +111,12 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() && json_wanted() => {
             Output::new(true).error(&usage(&error));
-            return ExitCode::from(2);
+            return ExitCode::from(wrong_words());
         }
         Err(error) => {
             // Printing help into a closed pipe is a normal ending.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            return ExitCode::from(if error.use_stderr() { wrong_words() } else { 0 });
         }
     };
     let output = Output::new(arguments.json);
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Rebase(arguments) => rebase::run(arguments, &output),
         Command::Create(arguments) => create::run(arguments, &output),
         Command::ConfigDisk(arguments) => config_disk::run(arguments, &output),
+        Command::Check(arguments) => return ExitCode::from(check::run(&arguments, &output)),
         Command::Info(arguments) => info::run(arguments, &output),
         Command::Map(arguments) => map::run(arguments, &output),
         Command::Measure(arguments) => measure::run(arguments, &output),
@@ -159,6 +163,12 @@ pub fn main() -> ExitCode {
 /// Whether the command line asks for JSON, as far as one can tell that is wrong.
 fn json_wanted() -> bool {
     std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json")
+}
+
+/// The exit code of a wrong command line: 2, which means something else where codes are qemu-img's.
+fn wrong_words() -> u8 {
+    let command = std::env::args_os().skip(1).find(|word| word != "--json");
+    if command.is_some_and(|command| command == "check") { 1 } else { 2 }
 }
 
 /// What is wrong with the command line: the parser's own words up to its hints.

@@ -162,7 +162,7 @@ impl Chain {
 ///
 /// [`ErrorKind::Busy`] if another process has it in a way that forbids this, with the
 /// [`Conflict`](crate::sys::image_lock::Conflict) as its source.
-pub(super) fn locked(
+pub(crate) fn locked(
     file: File,
     path: &Path,
     access: Access,
@@ -299,6 +299,7 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         }
         Format::Request(what) => {
             let kind = match what {
+                RequestError::Cancelled => ErrorKind::Cancelled,
                 RequestError::NoSuchSnapshot { .. } => ErrorKind::NotFound,
                 RequestError::ReadOnly { .. } | RequestError::CompressedWithDataFile => {
                     ErrorKind::Unsupported

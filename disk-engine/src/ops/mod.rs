@@ -8,6 +8,7 @@
 //! extract     archive or compressed image → sparse raw file
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
+//! check       whether an image is consistent, and repairing it
 //! info        header, extensions, chain
 //! compare     whether two disks hold the same
 //! measure     how long the file of a new image gets
@@ -17,6 +18,7 @@
 
 pub mod boot;
 pub mod boot_image;
+pub mod check;
 pub mod compare;
 pub mod config_disk;
 pub mod create;

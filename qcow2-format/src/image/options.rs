@@ -75,7 +75,7 @@ impl ReadOptions {
 
 /// How many processors there are for this process. The system is asked once: it looks into several
 /// files for it, which takes longer than all the rest of opening an image.
-fn processors() -> usize {
+pub(super) fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }

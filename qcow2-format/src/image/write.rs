@@ -24,7 +24,7 @@
 //!
 //! Callers: disk-engine's `disk`.
 
-mod bitmaps;
+pub(super) mod bitmaps;
 mod compress;
 mod counts;
 mod data;

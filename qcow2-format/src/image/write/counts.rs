@@ -17,8 +17,7 @@ use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::header::Header;
 use crate::image::cache::hash::PlaceHash;
-use crate::image::write::data::is_zero;
-use crate::io::{ReadAt, WriteAt, read_table, zeroed};
+use crate::io::{ReadAt, WriteAt, is_zero, read_table, zeroed};
 use crate::refcount;
 
 const PIECE_BYTES: u64 = 4096;

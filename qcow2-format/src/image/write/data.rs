@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::image::write::moving::{Move, Unwound};
 use crate::image::write::state::State;
 use crate::image::write::{DetectZeroes, Durability, WritableImage, ZeroMode};
-use crate::io::WriteAt;
+use crate::io::{WriteAt, is_zero};
 use crate::l2::{ClusterKind, L2Entry};
 
 /// Where the next bytes of a request go.
@@ -284,10 +284,4 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         state.check_sole(&self.image.storage, host, None, view.named_by(guest))?;
         Ok(Some(host))
     }
-}
-
-/// Whether `bytes` are all zeros.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0)
 }

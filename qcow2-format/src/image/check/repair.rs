@@ -1,0 +1,469 @@
+//! A damaged image made consistent, as far as that goes.
+//!
+//! ```text
+//! 1  bitmaps that cannot be used     no longer vouched for
+//! 2  entries that break a rule       mended where they stand, or let go of      entries, mend
+//! 3  refcounts                       made the number of references              counts
+//!    or, if blocks are damaged,      written anew elsewhere, switched by one    rebuild
+//!    or a snapshot entry is          write to the header
+//! 4  COPIED flags                    as the refcounts say                       copied
+//! 5  dirty and corrupt bits          cleared, if a check finds nothing more
+//! ```
+//!
+//! Each step counts anew what the one before has left, and each write leaves the image as readable
+//! as it was: a process killed anywhere leaves one that the next repair goes on with. What is written
+//! in step 2 only ever replaces what could not be read, or reads the same. An overlap is left: it is
+//! counted, and the next write to either side moves it.
+//!
+//! A plan is the same code on a storage that keeps what is written to itself. Callers:
+//! disk-engine's `ops::check`.
+
+mod copied;
+mod counts;
+mod draft;
+mod entries;
+mod fix;
+mod mend;
+mod rebuild;
+mod snapshots;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result, Violation};
+use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
+use crate::geometry::TABLE_ENTRY_BYTES;
+use crate::header::{Header, Version};
+use crate::image::check::finding::{Finding, Severity};
+use crate::image::check::refcounts::RefcountTable;
+use crate::image::check::report::{CheckOptions, CheckReport, Sink};
+use crate::image::check::snapshots::SnapshotL1;
+use crate::image::check::spread::spread;
+use crate::image::check::tally::{Cursor, Tally};
+use crate::image::check::walk::Subject;
+use crate::image::check::{header, repair::draft::Draft};
+use crate::image::write::bitmaps;
+use crate::io::{ReadAt, WriteAt};
+
+pub use fix::Fix;
+
+/// Where `incompatible_features` and `autoclear_features` lie in the header.
+const INCOMPATIBLE_OFFSET: u64 = 72;
+const AUTOCLEAR_OFFSET: u64 = 88;
+
+/// What is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairMode {
+    /// Space that is counted and not used is given back; nothing else changes, unless nothing else
+    /// is wrong.
+    Leaks,
+    /// Everything.
+    All,
+}
+
+/// How an image is repaired.
+#[derive(Clone, Debug)]
+pub struct RepairOptions {
+    mode: RepairMode,
+    check: CheckOptions,
+    flush: bool,
+}
+
+impl RepairOptions {
+    /// Repairs what `mode` says, with the default options of a check, and syncs.
+    #[must_use]
+    pub fn new(mode: RepairMode) -> Self {
+        Self { mode, check: CheckOptions::new(), flush: true }
+    }
+
+    /// Checks as `check` says: the image is checked before, between and after.
+    #[must_use]
+    pub fn check(mut self, check: CheckOptions) -> Self {
+        self.check = check;
+        self
+    }
+
+    /// Whether the storage is flushed between steps, so that what holds for a killed process holds
+    /// for a power cut.
+    #[must_use]
+    pub fn flush(mut self, flush: bool) -> Self {
+        self.flush = flush;
+        self
+    }
+}
+
+/// What a repair found, and left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RepairReport {
+    /// What a check found before.
+    pub before: CheckReport,
+    /// What it finds now.
+    pub after: CheckReport,
+    /// How many changes were made.
+    pub fixes: u64,
+}
+
+impl RepairReport {
+    /// Corruptions that are no more.
+    #[must_use]
+    pub const fn corruptions_fixed(&self) -> u64 {
+        self.before.corruptions.saturating_sub(self.after.corruptions)
+    }
+
+    /// Leaks that are no more.
+    #[must_use]
+    pub const fn leaks_fixed(&self) -> u64 {
+        self.before.leaks.saturating_sub(self.after.leaks)
+    }
+}
+
+/// Repairs the image in `storage`. What is found before is shown to `found`, as
+/// [`check`](super::check()) does it, and each change to `fixed`, before it is made.
+///
+/// Nothing else may write to the storage meanwhile.
+///
+/// # Errors
+///
+/// As [`check`](super::check()); [`Error::Corrupt`] also if the active L1 table is where something
+/// else is and broken: nothing is changed then. [`Error::Io`] from the storage;
+/// [`RequestError::Full`](crate::error::RequestError::Full). What was changed until then is whole.
+pub fn repair<S: WriteAt + Sync>(
+    storage: &S,
+    options: &RepairOptions,
+    mut found: impl FnMut(&Finding, u64) + Send,
+    mut fixed: impl FnMut(&Fix),
+) -> Result<RepairReport> {
+    let mut fixes = Fixes { listener: &mut fixed, count: 0 };
+    run(storage, options, &mut found, &mut fixes)
+}
+
+/// What [`repair`] would do, with the same words. It takes memory for what would be written, at most
+/// as much as the check is allowed.
+///
+/// # Errors
+///
+/// As [`repair`]; [`Error::Io`] if that memory does not do.
+pub fn plan_repair<S: ReadAt + Sync>(
+    storage: &S,
+    options: &RepairOptions,
+    mut found: impl FnMut(&Finding, u64) + Send,
+    mut planned: impl FnMut(&Fix),
+) -> Result<RepairReport> {
+    let mut fixes = Fixes { listener: &mut planned, count: 0 };
+    let draft = Draft::new(storage, options.check.memory);
+    let draft = draft.map_err(Error::io("read the image's length", 0))?;
+    run(&draft, options, &mut found, &mut fixes)
+}
+
+/// Who hears of changes.
+struct Fixes<'f> {
+    listener: &'f mut dyn FnMut(&Fix),
+    count: u64,
+}
+
+impl Fixes<'_> {
+    fn tell(&mut self, fix: &Fix) {
+        self.count = self.count.saturating_add(1);
+        (self.listener)(fix);
+    }
+}
+
+/// A snapshot table that replaces the one there is.
+struct NewSnapshots {
+    bytes: Vec<u8>,
+    kept: u32,
+    /// The L1 tables of those that are kept.
+    tables: Vec<SnapshotL1>,
+}
+
+/// What is written anew together with the refcount structures.
+struct Renewal {
+    snapshots: Option<NewSnapshots>,
+    /// Length of an active L1 table that maps nothing, since the one there is lies past the end of the
+    /// file; 0 to keep that.
+    l1_bytes: u64,
+}
+
+impl Renewal {
+    const fn is_nothing(&self) -> bool {
+        self.snapshots.is_none() && self.l1_bytes == 0
+    }
+}
+
+/// An image under repair.
+struct Mender<'a, S> {
+    subject: Subject<'a, S>,
+    options: &'a RepairOptions,
+    /// Whether bitmaps are known to be wrong.
+    marked: Cell<bool>,
+}
+
+/// What a check has said that decides what is done.
+#[derive(Debug, Default)]
+struct Verdict {
+    report: CheckReport,
+    /// Corruptions but for COPIED flags.
+    hard: u64,
+    /// A refcount block is used by something else as well.
+    shared_block: bool,
+    /// A bitmap's table, or what it names, is nowhere.
+    bitmaps_wrong: bool,
+    /// Clusters in use that no block counts.
+    uncounted: bool,
+}
+
+fn run<S: WriteAt + Sync>(
+    storage: &S,
+    options: &RepairOptions,
+    found: &mut (dyn FnMut(&Finding, u64) + Send),
+    fixes: &mut Fixes<'_>,
+) -> Result<RepairReport> {
+    let all = options.mode == RepairMode::All;
+    let (mut mender, before) = Mender::open(storage, options, found)?;
+    if all {
+        mender.mend_all(&before, fixes)?;
+    } else {
+        mender.mend_leaks(&before, fixes)?;
+    }
+    let before = before.report;
+    let after = if fixes.count == 0 {
+        before
+    } else {
+        let (again, after) = Mender::open(storage, options, &mut |_, _| {})?;
+        mender = again;
+        after.report
+    };
+    mender.mark_clean(&after, fixes)?;
+    Ok(RepairReport { before, after, fixes: fixes.count })
+}
+
+impl<'a, S: WriteAt + Sync> Mender<'a, S> {
+    /// The image, and what a check says of it.
+    fn open(
+        storage: &'a S,
+        options: &'a RepairOptions,
+        found: &mut (dyn FnMut(&Finding, u64) + Send),
+    ) -> Result<(Self, Verdict)> {
+        let all = options.mode == RepairMode::All;
+        let header = header::read(storage)?;
+        let table = match header::check_refcount_table(&header) {
+            Ok(()) => RefcountTable::read(storage, &header)?,
+            Err(error) if !all => return Err(error),
+            // All of it is written anew.
+            Err(_) => RefcountTable::empty(&header),
+        };
+        let per_block = table.per_block();
+        let named: Vec<u64> = table.entries().map(|(index, _)| index).collect();
+        let mut verdict = Verdict::default();
+        let mut listener = |finding: &Finding, times: u64| {
+            match finding {
+                Finding::L1Copied { .. } | Finding::L2Copied { .. } => {}
+                other if other.severity() == Severity::Corruption => {
+                    verdict.hard = verdict.hard.saturating_add(times);
+                }
+                _ => {}
+            }
+            match finding {
+                Finding::RefcountBlockShared { .. } => verdict.shared_block = true,
+                Finding::TooLow { cluster, refcount: 0, .. } => {
+                    let block = cluster / per_block;
+                    verdict.uncounted |= named.binary_search(&block).is_err();
+                }
+                _ => {}
+            }
+            found(finding, times);
+        };
+        let mut sink = Sink::new(&mut listener);
+        let subject = Subject::of(storage, header, table, all, &mut sink)?;
+        subject.check(&options.check, &mut sink)?;
+        let (report, bitmaps_wrong) = (sink.report, sink.bitmaps_wrong);
+        verdict = Verdict { report, bitmaps_wrong, ..verdict };
+        Ok((Self { subject, options, marked: Cell::new(false) }, verdict))
+    }
+
+    /// L2 tables that are known at once.
+    fn tables_max(&self) -> usize {
+        self.subject.tables_max(&self.options.check)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        if !self.options.flush {
+            return Ok(());
+        }
+        self.subject.storage.flush().map_err(Error::io("flush the image", 0))
+    }
+
+    /// Counts all references, pass by pass. The flag says whether it is the first pass.
+    fn each_pass(&self, mut each: impl FnMut(&Tally<'_, S>, bool) -> Result<()>) -> Result<()> {
+        let mut ignored = |_: &Finding, _| {};
+        let mut sink = Sink::new(&mut ignored);
+        self.subject
+            .each_pass(&self.options.check, &mut sink, |tally, sink| each(tally, sink.first))
+    }
+
+    fn mend_leaks(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
+        let sound = self.subject.table.is_sound(self.subject.clusters());
+        // What cannot be followed may use what seems unused.
+        if !sound || before.shared_block || self.subject.bitmaps.broken.is_some() {
+            return Ok(());
+        }
+        if before.report.leaks > 0 {
+            self.each_pass(|tally, _| self.mend_counts(tally, true, fixes))?;
+            self.barrier()?;
+        }
+        if before.hard == 0 && before.report.check_errors == 0 {
+            self.mend_copied(fixes)?;
+        }
+        Ok(())
+    }
+
+    fn mend_all(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
+        let lost = self.lost_snapshots()?;
+        let new = self.renewal(&lost, fixes)?;
+        if before.report.is_sound() && before.report.leaks == 0 && new.is_nothing() {
+            return Ok(());
+        }
+        // Their entries are somebody else's bytes.
+        self.subject.snapshots.tables.retain(|table| !lost.contains(&table.at.0));
+        self.give_up_bitmaps(before, fixes)?;
+        if before.hard > 0 {
+            self.each_pass(|tally, first| self.mend_entries(tally, first, fixes))?;
+            self.barrier()?;
+        }
+        // Entries and bitmaps were mended: what is referred to is another matter now.
+        let (mut mender, verdict) = Self::open(self.subject.storage, self.options, &mut |_, _| {})?;
+        let sound = mender.subject.table.is_sound(mender.subject.clusters())
+            && header::check_refcount_table(&mender.subject.header).is_ok()
+            && mender.has_refcount_table();
+        if !sound || verdict.shared_block || verdict.uncounted || !new.is_nothing() {
+            mender.rebuild(&new, fixes)?;
+        } else {
+            mender.each_pass(|tally, _| mender.mend_counts(tally, false, fixes))?;
+            mender.barrier()?;
+        }
+        let (mender, _) = Self::open(self.subject.storage, self.options, &mut |_, _| {})?;
+        mender.mend_copied(fixes)?;
+        mender.barrier()
+    }
+
+    /// What has to be made anew beside the refcount structures.
+    fn renewal(&self, lost: &[u64], fixes: &mut Fixes<'_>) -> Result<Renewal> {
+        let header = &self.subject.header;
+        let snapshots = snapshots::renewed(&self.subject, lost, fixes)?;
+        let length = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
+        let l1 = self.subject.within(header.l1_table_offset.0, length).is_none();
+        Ok(Renewal { snapshots, l1_bytes: if l1 { length } else { 0 } })
+    }
+
+    /// Whether there is a refcount table, in the file.
+    fn has_refcount_table(&self) -> bool {
+        let header = &self.subject.header;
+        let clusters = header.refcount_table_clusters;
+        let length = u64::from(clusters).saturating_mul(self.subject.cluster_bits().bytes());
+        clusters > 0 && self.subject.within(header.refcount_table_offset.0, length).is_some()
+    }
+
+    /// L1 tables, of the snapshots, that lie where something else does and are broken: they are none.
+    /// Where they start, in bytes.
+    fn lost_snapshots(&self) -> Result<Vec<u64>> {
+        let subject = &self.subject;
+        let bits = subject.cluster_bits();
+        let active = subject.header.l1_table_offset.0;
+        let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
+        let active = active..active.saturating_add(length);
+        let all: Vec<_> = subject.snapshot_l1s().chain([active.clone()]).collect();
+        // Clusters whose entries break rules, most of them: guest data looks like that.
+        let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        subject.each_l1(|l1| {
+            let (wrong, all) = seen.entry(l1.at >> bits.to_u32()).or_default();
+            *wrong += u64::from(mend::l1_entry(subject, &l1).is_some());
+            *all += 1;
+            Ok(())
+        })?;
+        let broken = seen.into_iter().filter(|(_, (wrong, all))| wrong * 2 > *all);
+        let broken: Vec<u64> = broken.map(|(cluster, _)| cluster).collect();
+        if broken.is_empty() {
+            return Ok(Vec::new());
+        }
+        let clusters =
+            |range: &std::ops::Range<u64>| range.start >> bits.to_u32()..bits.clusters(range.end);
+        let parts = spread(all.iter().map(clusters).collect());
+        let mut taken = Vec::new();
+        self.each_pass(|tally, _| {
+            let mut cursor = Cursor::default();
+            for cluster in &broken {
+                let part = parts.partition_point(|part| part.range.end <= *cluster);
+                let times = parts.get(part).map_or(0, |part| part.times);
+                let range = *cluster..cluster.saturating_add(1);
+                tally.visit(&mut cursor, range, |page, at, _| {
+                    if page.used.get(at.start) > times {
+                        taken.push(*cluster);
+                    }
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })?;
+        taken.sort_unstable();
+        let is_taken = |range: &std::ops::Range<u64>| {
+            let range = clusters(range);
+            let first = taken.partition_point(|cluster| *cluster < range.start);
+            taken.get(first).is_some_and(|cluster| *cluster < range.end)
+        };
+        if is_taken(&active) {
+            let violation = Violation::Overlap { what: "rest of the image" };
+            return Err(header::corrupt("l1_table_offset", active.start, 40, violation));
+        }
+        Ok(subject.snapshot_l1s().filter(is_taken).map(|range| range.start).collect())
+    }
+
+    /// Has the header no longer vouch for bitmaps that cannot be used.
+    fn give_up_bitmaps(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
+        let header = &mut self.subject.header;
+        let vouched = header.autoclear.contains(AutoclearFeatures::BITMAPS);
+        let none = self.subject.bitmaps.directory.is_none();
+        let what = match self.subject.bitmaps.broken {
+            Some(what) => what,
+            None if before.bitmaps_wrong => "a table, or what it names, is nowhere",
+            None if none => "there are none",
+            None => return Ok(()),
+        };
+        if !vouched || header.version == Version::V2 {
+            return Ok(());
+        }
+        fixes.tell(&Fix::BitmapsLost { what });
+        header.autoclear = header.autoclear.with(AutoclearFeatures::BITMAPS, false);
+        let failed = Error::io("write the header", AUTOCLEAR_OFFSET);
+        let bytes = header.autoclear.0.to_be_bytes();
+        self.subject.storage.write_all_at(&bytes, AUTOCLEAR_OFFSET).map_err(failed)?;
+        self.subject.bitmaps = super::bitmaps::Bitmaps::default();
+        self.barrier()
+    }
+
+    /// Before what could not be read begins to read as something else, bitmaps are marked as wrong.
+    fn before_loss(&self, lost: bool) -> Result<()> {
+        if lost && !self.marked.replace(true) {
+            bitmaps::mark_in_use(self.subject.storage, &self.subject.header)?;
+        }
+        Ok(())
+    }
+
+    /// Clears the bits that say that something is wrong, if nothing is.
+    fn mark_clean(&self, after: &CheckReport, fixes: &mut Fixes<'_>) -> Result<()> {
+        let header: &Header = &self.subject.header;
+        let wrong = IncompatibleFeatures::DIRTY.with(IncompatibleFeatures::CORRUPT, true);
+        let clean = header.incompatible.with(wrong, false);
+        if !after.is_sound() || header.version == Version::V2 || clean == header.incompatible {
+            return Ok(());
+        }
+        fixes.tell(&Fix::MarkedClean);
+        let failed = Error::io("write the header", INCOMPATIBLE_OFFSET);
+        let bytes = clean.0.to_be_bytes();
+        self.subject.storage.write_all_at(&bytes, INCOMPATIBLE_OFFSET).map_err(failed)?;
+        self.barrier()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Entries of L1 and L2 tables that break a rule, mended where they stand.
+//!
+//! ```text
+//! L2 table ─┬▶ its cluster is an L2 table's and nothing else's: entries are mended
+//!           └▶ something else lies there, or it is not aligned:
+//!                no entry breaks a rule ─▶ left as it is
+//!                one does              ─▶ it is no L2 table: the L1 entry lets go of it
+//! ```
+//!
+//! What is written is never longer than an entry, and only where it was an entry before. Callers:
+//! `repair`.
+
+use std::collections::BTreeSet;
+
+use crate::address::GuestOffset;
+use crate::error::{Error, Result};
+use crate::image::check::repair::fix::Fix;
+use crate::image::check::repair::mend::{self, Mended};
+use crate::image::check::repair::{Fixes, Mender};
+use crate::image::check::tables::Table;
+use crate::image::check::tally::{Cursor, Tally};
+use crate::io::{WriteAt, read_table};
+
+impl<S: WriteAt + Sync> Mender<'_, S> {
+    /// Mends all entries of the L2 tables in this pass, and the L1 entries that name those.
+    pub(super) fn mend_entries(
+        &self,
+        tally: &Tally<'_, S>,
+        first: bool,
+        fixes: &mut Fixes<'_>,
+    ) -> Result<()> {
+        let mut from = 0;
+        let mut first = first;
+        loop {
+            let round = self.subject.round(from, self.tables_max())?;
+            let mut dropped = BTreeSet::new();
+            for table in &round.tables {
+                self.mend_table(tally, table, &mut dropped, fixes)?;
+            }
+            self.mend_l1(&dropped, first, fixes)?;
+            first = false;
+            match round.next {
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn mend_table(
+        &self,
+        tally: &Tally<'_, S>,
+        table: &Table,
+        dropped: &mut BTreeSet<u64>,
+        fixes: &mut Fixes<'_>,
+    ) -> Result<()> {
+        let subject = &self.subject;
+        let bits = subject.cluster_bits();
+        let cluster = table.offset >> bits.to_u32();
+        let weight = table.active.saturating_add(table.snapshots);
+        let mut alone = None;
+        tally.visit(
+            &mut Cursor::default(),
+            cluster..cluster.saturating_add(1),
+            |page, at, _| {
+                alone = Some(page.used.get(at.start) == weight);
+                Ok(())
+            },
+        )?;
+        // Left to another pass, or to its L1 entry.
+        let Some(alone) = alone.filter(|_| bits.is_aligned(table.offset) && table.offset != 0)
+        else {
+            return Ok(());
+        };
+        let words =
+            read_table(subject.storage, table.offset, bits.bytes() / 8, "read an L2 table")?;
+        let start = subject.guest_of(table.l1_index).0;
+        let per_entry = if subject.header.geometry.extended_l2 { 2 } else { 1 };
+        for (index, entry) in (0_u64..).zip(words.chunks_exact(per_entry)) {
+            let (raw, bitmap) = match entry {
+                [0] | [0, 0] => continue,
+                [raw] => (*raw, 0),
+                [raw, bitmap] => (*raw, *bitmap),
+                _ => continue,
+            };
+            let guest = GuestOffset(start.saturating_add(index * bits.bytes()));
+            let Some(mended) = mend::l2_entry(subject, raw, bitmap, guest) else { continue };
+            if !alone {
+                dropped.insert(table.offset);
+                return Ok(());
+            }
+            let Mended { raw: to, bitmap, lost } = mended;
+            self.before_loss(lost)?;
+            fixes.tell(&Fix::L2Entry { guest, length: bits.bytes(), from: raw, to, lost });
+            let mut bytes = to.to_be_bytes().to_vec();
+            if per_entry == 2 {
+                bytes.extend(bitmap.to_be_bytes());
+            }
+            let at = table.offset.saturating_add(index * bytes.len() as u64);
+            let failed = Error::io("mend an L2 entry", at);
+            subject.storage.write_all_at(&bytes, at).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Mends L1 entries; those that name a table in `dropped` let go of it.
+    fn mend_l1(&self, dropped: &BTreeSet<u64>, first: bool, fixes: &mut Fixes<'_>) -> Result<()> {
+        let subject = &self.subject;
+        if !first && dropped.is_empty() {
+            return Ok(());
+        }
+        let length = subject.header.geometry.l1_entry_span();
+        subject.each_l1(|l1| {
+            let mended = if dropped.contains(&l1.table()) {
+                Some(Mended { raw: 0, bitmap: 0, lost: true })
+            } else {
+                mend::l1_entry(subject, &l1).filter(|_| first)
+            };
+            let Some(Mended { raw: to, lost, .. }) = mended else { return Ok(()) };
+            let guest = subject.guest_of(l1.index);
+            self.before_loss(lost)?;
+            fixes.tell(&Fix::L1Entry { guest, length, from: l1.entry, to, lost });
+            let failed = Error::io("mend an L1 entry", l1.at);
+            subject.storage.write_all_at(&to.to_be_bytes(), l1.at).map_err(failed)
+        })
+    }
+}

@@ -1,0 +1,153 @@
+//! What a repair changes, one change at a time, in qemu-img's words where it has some.
+//!
+//! Callers: the other parts of `repair`, whoever prints.
+
+use std::fmt;
+
+use crate::address::GuestOffset;
+
+/// A change. New kinds may be added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fix {
+    /// An L1 entry that broke a rule.
+    L1Entry {
+        /// What it maps.
+        guest: GuestOffset,
+        /// Bytes of the guest's disk that it maps.
+        length: u64,
+        /// What it was.
+        from: u64,
+        /// What it becomes.
+        to: u64,
+        /// Whether what it maps could not be read, and now reads as if nothing had been written.
+        lost: bool,
+    },
+    /// An L2 entry that broke a rule.
+    L2Entry {
+        /// What it maps.
+        guest: GuestOffset,
+        /// Bytes of the guest's disk that it maps.
+        length: u64,
+        /// What it was.
+        from: u64,
+        /// What it becomes.
+        to: u64,
+        /// Whether what it maps, or part of it, could not be read and now reads as zeros, or as if
+        /// nothing had been written.
+        lost: bool,
+    },
+    /// A refcount.
+    Refcount {
+        /// The host cluster.
+        cluster: u64,
+        /// What it was.
+        from: u64,
+        /// What it becomes: the number of references.
+        to: u64,
+    },
+    /// The refcount table and all its blocks, written anew elsewhere.
+    Rebuilt {
+        /// The host cluster that the new structures start at.
+        cluster: u64,
+        /// How many clusters they take.
+        clusters: u64,
+    },
+    /// The COPIED flag of an entry of the active L1 table.
+    L1Copied {
+        /// Which entry.
+        index: u64,
+        /// What it was.
+        entry: u64,
+        /// The refcount of the L2 table.
+        refcount: u64,
+    },
+    /// The COPIED flag of an L2 entry.
+    L2Copied {
+        /// What it was.
+        entry: u64,
+        /// The refcount of the cluster.
+        refcount: u64,
+        /// What it maps.
+        guest: GuestOffset,
+    },
+    /// An active L1 table that maps nothing, in place of one past the end of the file.
+    L1Table,
+    /// The snapshot table, written anew with what its entries lacked.
+    SnapshotTable {
+        /// How many snapshots are kept.
+        kept: u32,
+    },
+    /// A snapshot whose L1 table cannot be found: it is lost.
+    SnapshotLost {
+        /// Its id.
+        id: Vec<u8>,
+        /// Its name.
+        name: Vec<u8>,
+    },
+    /// Bitmaps that cannot be used: they are lost, and the image no longer vouches for them.
+    BitmapsLost {
+        /// What is wrong with them.
+        what: &'static str,
+    },
+    /// The bits of the header that say that the image is dirty or corrupt.
+    MarkedClean,
+}
+
+impl Fix {
+    /// The part of the guest's disk that could not be read and is given up, if there is one: where it
+    /// starts, and how long it is.
+    #[must_use]
+    pub const fn lost(&self) -> Option<(GuestOffset, u64)> {
+        match self {
+            Self::L1Entry { guest, length, lost: true, .. }
+            | Self::L2Entry { guest, length, lost: true, .. } => Some((*guest, *length)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::L1Entry { guest, length, from, to, lost }
+            | Self::L2Entry { guest, length, from, to, lost } => {
+                let table = if matches!(self, Self::L1Entry { .. }) { "L1" } else { "L2" };
+                let end = if *lost { ": what was there is lost" } else { "" };
+                write!(
+                    f,
+                    "Repairing {table} entry {from:x}, now {to:x}, of {length:#x} bytes at guest \
+                     offset {guest}{end}"
+                )
+            }
+            Self::Refcount { cluster, from, to } => {
+                write!(f, "Repairing cluster {cluster} refcount={from} reference={to}")
+            }
+            Self::Rebuilt { cluster, clusters } => {
+                let place = format_args!("{clusters} clusters from cluster {cluster} on");
+                write!(f, "Rebuilding refcount structure: {place}")
+            }
+            Self::L1Copied { index, entry, refcount } => write!(
+                f,
+                "Repairing OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} \
+                 refcount={refcount}"
+            ),
+            Self::L2Copied { entry, refcount, .. } => {
+                let flag = "Repairing OFLAG_COPIED data cluster";
+                write!(f, "{flag}: l2_entry={entry:x} refcount={refcount}")
+            }
+            Self::L1Table => {
+                f.write_str("Repairing the active L1 table, which lies past the end of the file")
+            }
+            Self::SnapshotTable { kept } => {
+                write!(f, "Repairing snapshot table: {kept} snapshots are kept")
+            }
+            Self::SnapshotLost { id, name } => {
+                let (id, name) = (id.escape_ascii(), name.escape_ascii());
+                write!(f, "Discarding snapshot {id} ({name}): its L1 table cannot be found")
+            }
+            Self::BitmapsLost { what } => write!(f, "Discarding the bitmaps: {what}"),
+            Self::MarkedClean => f.write_str("Clearing the dirty and corrupt bits"),
+        }
+    }
+}

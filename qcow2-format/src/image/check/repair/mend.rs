@@ -1,0 +1,115 @@
+//! Entries that break a rule, and what becomes of them.
+//!
+//! ```text
+//! reserved bits, stray flags       cleared: what the entry names is kept
+//! nowhere, past the end            zeros, or nothing, as it reads today
+//! cannot be read                   zeros where the format has them, else nothing: lost, and named
+//! ```
+//!
+//! Callers: `entries`.
+
+use crate::address::GuestOffset;
+use crate::compressed::CompressedDescriptor;
+use crate::header::Version;
+use crate::image::check::tables::L1Use;
+use crate::image::check::walk::Subject;
+use crate::io::ReadAt;
+use crate::{l1, l2};
+
+/// What an entry becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mended {
+    pub(super) raw: u64,
+    pub(super) bitmap: u64,
+    /// Whether something that could not be read now reads as something else.
+    pub(super) lost: bool,
+}
+
+/// What L1 entry `l1` becomes, if it breaks a rule.
+pub(super) fn l1_entry(subject: &Subject<'_, impl ReadAt>, l1: &L1Use) -> Option<Mended> {
+    let table = l1.table();
+    let lost = !subject.cluster_bits().is_aligned(table);
+    // An L2 table past the end of the file maps nothing.
+    let raw = match lost || table == 0 || table >= subject.file_length {
+        true => 0,
+        false => l1.entry & !l1::RESERVED,
+    };
+    (raw != l1.entry).then_some(Mended { raw, bitmap: 0, lost })
+}
+
+/// What the L2 entry `raw` with `bitmap`, which maps `guest`, becomes if it breaks a rule.
+pub(super) fn l2_entry(
+    subject: &Subject<'_, impl ReadAt>,
+    raw: u64,
+    bitmap: u64,
+    guest: GuestOffset,
+) -> Option<Mended> {
+    let mended = if raw & l2::COMPRESSED != 0 {
+        compressed(subject, raw, bitmap)
+    } else {
+        standard(subject, raw, bitmap, guest)
+    };
+    (mended.raw != raw || mended.bitmap != bitmap).then_some(mended)
+}
+
+fn compressed(subject: &Subject<'_, impl ReadAt>, raw: u64, bitmap: u64) -> Mended {
+    let descriptor = CompressedDescriptor::decode(raw, subject.cluster_bits());
+    let inside = subject.within(descriptor.host().0, descriptor.length()).is_some();
+    if subject.has_data_file() || !inside {
+        return Mended { lost: true, ..zeros(subject, bitmap | 0xffff_ffff) };
+    }
+    Mended { raw: raw & !l2::COPIED, bitmap: 0, lost: false }
+}
+
+fn standard(
+    subject: &Subject<'_, impl ReadAt>,
+    raw: u64,
+    bitmap: u64,
+    guest: GuestOffset,
+) -> Mended {
+    let extended = subject.header.geometry.extended_l2;
+    let v2 = subject.header.version == Version::V2;
+    let mut raw = raw & !l2::RESERVED;
+    if raw & l2::ZERO != 0 {
+        if v2 {
+            // Nobody reads such a cluster. Without a backing file it is the zeros it is meant to be.
+            let lost = subject.header.backing_file.is_some();
+            return Mended { raw: 0, bitmap: 0, lost };
+        }
+        if extended {
+            raw &= !l2::ZERO;
+        }
+    }
+    let zero = raw & l2::ZERO != 0;
+    let host = raw & l2::OFFSET;
+    let (stored, zeroed) = (bitmap & 0xffff_ffff, bitmap >> 32);
+    let both = stored & zeroed;
+    let bitmap = bitmap & !both;
+    let copied = raw & l2::COPIED != 0;
+    if host == 0 && (zero || !subject.has_data_file() || !copied) {
+        let lost = extended && stored != 0;
+        let bitmap = if lost { zeros(subject, bitmap).bitmap } else { bitmap };
+        return Mended { raw, bitmap, lost };
+    }
+    if subject.has_data_file() {
+        // There, a cluster lies where it lies on the guest's disk.
+        return Mended { raw: raw & !l2::OFFSET | guest.0, bitmap, lost: both != 0 };
+    }
+    let aligned = subject.cluster_bits().is_aligned(host);
+    if aligned && host < subject.file_length {
+        return Mended { raw, bitmap, lost: both != 0 };
+    }
+    let data = if extended { stored != 0 } else { !zero };
+    // What lies past the end of the file reads as zeros already.
+    let backed = v2 && subject.header.backing_file.is_some();
+    Mended { lost: data && (!aligned || backed), ..zeros(subject, bitmap) }
+}
+
+/// The entry of a cluster that is not stored any more; its stored subclusters are zeros.
+fn zeros(subject: &Subject<'_, impl ReadAt>, bitmap: u64) -> Mended {
+    let (extended, v2) =
+        (subject.header.geometry.extended_l2, subject.header.version == Version::V2);
+    let raw = if extended || v2 { 0 } else { l2::ZERO };
+    let bitmap = if extended { (bitmap | bitmap << 32) & 0xffff_ffff_0000_0000 } else { 0 };
+    Mended { raw, bitmap, lost: false }
+}
