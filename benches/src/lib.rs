@@ -5,6 +5,7 @@
 //! image         a disk shaped like a real one, packed as an archive
 //! images        ways to read and write a disk image
 //! overlays      four ways to make an overlay
+//! conversions   two ways to convert a disk
 //! packings      three ways to pack a disk
 //! extractions   ways through an archive
 //! preparations  ways to disks for many VMs
@@ -16,6 +17,7 @@
 //! Whatever fails here panics: a measurement that failed is none.
 
 pub mod content;
+pub mod conversions;
 pub mod extractions;
 pub mod image;
 pub mod images;

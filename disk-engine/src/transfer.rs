@@ -11,7 +11,7 @@
 //! source. A source of many zstd frames is decoded by several threads; for what they hold, see
 //! [`Source::with_threads`]. An error on either side stops the other at its next window, and so does a cancel.
 //!
-//! Callers: `cache` (bases) and `ops::extract`.
+//! Callers: `cache` (bases), `ops::extract` and `ops::convert`.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,7 +21,7 @@ use std::thread;
 use crate::control::{Control, Event};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sink::raw::raw;
+use crate::sink::raw::{RawRules, raw};
 use crate::sink::{ExtentSink, ExtentSum};
 use crate::source::Source;
 use crate::source::extent::{Extent, ExtentSource};
@@ -88,7 +88,7 @@ pub fn extract_into(
 
     let written = AtomicU64::new(0);
     let (virtual_size, extents) = thread::scope(|scope| {
-        let (mut sink, writer) = raw(file, path, &written);
+        let (mut sink, writer) = raw(file, path, RawRules::default(), &written);
         let writer = thread::Builder::new()
             .name("disk-writer".into())
             .spawn_scoped(scope, || writer.run())
@@ -124,7 +124,11 @@ pub fn extract_into(
 }
 
 /// Moves all extents; returns the disk's size.
-fn pump(
+///
+/// # Errors
+///
+/// What the source or the sink say, and [`ErrorKind::Cancelled`].
+pub(crate) fn pump(
     source: &mut dyn ExtentSource,
     sink: &mut dyn ExtentSink,
     control: &Control,
@@ -147,6 +151,18 @@ fn pump(
                 end = offset;
                 while left > 0 {
                     control.check()?;
+                    if sink.shares()
+                        && length.is_some()
+                        && let Some(stored) = source.stored()?
+                    {
+                        let taken = sink.share(end, stored)?;
+                        if taken > 0 {
+                            source.pass(taken)?;
+                            end = end.saturating_add(taken);
+                            left = left.saturating_sub(taken);
+                            continue;
+                        }
+                    }
                     let room = sink.lend(end, left)?;
                     let wanted = room.len();
                     let count = source.read(room)?;

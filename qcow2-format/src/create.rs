@@ -17,8 +17,13 @@
 //! Feature names, `header_length`, extension order, defaults and places of all tables are
 //! qemu-img's. Callers: disk-engine's `overlay` and `ops::create`.
 
+mod behind;
+mod counting;
+mod fill;
 mod layout;
 pub mod measure;
+mod stream;
+mod tables;
 
 use crate::address::HostOffset;
 use crate::error::{Error, OptionsError, Result};
@@ -31,7 +36,9 @@ use crate::header::{
 use crate::image::{Durability, Preallocation, WritableImage, WriteOptions};
 use crate::io::WriteAt;
 use crate::refcount;
+pub use fill::ImageFiller;
 pub use layout::Layout;
+pub use stream::StreamedImage;
 
 /// Disks are made of whole sectors of 512 bytes, as far as QEMU is concerned.
 const SECTOR_BYTES: u64 = 512;
@@ -209,6 +216,12 @@ impl CreateOptions {
     pub fn preallocation(mut self, preallocation: Preallocation) -> Self {
         self.preallocation = preallocation;
         self
+    }
+
+    /// How much space is to be taken at once.
+    #[must_use]
+    pub fn wanted_preallocation(&self) -> Preallocation {
+        self.preallocation
     }
 
     /// The file to stand on.

@@ -92,15 +92,7 @@ pub trait WriteAt: ReadAt {
     ///
     /// As [`WriteAt::write_all_at`].
     fn write_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
-        let (mut at, mut left) = (offset, length);
-        while left > 0 {
-            let count = left.min(ZEROS.len() as u64);
-            let zeros = usize::try_from(count).ok().and_then(|count| ZEROS.get(..count));
-            self.write_all_at(zeros.unwrap_or_default(), at)?;
-            at = at.saturating_add(count);
-            left -= count;
-        }
-        Ok(())
+        self.write_all_zeros_at(offset, length)
     }
 
     /// Gives back the space of `length` bytes from `offset` on, which nobody reads any more. What
@@ -122,6 +114,23 @@ pub trait WriteAt: ReadAt {
     /// What the storage says.
     fn allocate_at(&self, offset: u64, length: u64) -> io::Result<()> {
         self.write_zeros_at(offset, length)
+    }
+
+    /// As [`WriteAt::write_zeros_at`], but what is zero is written, and takes its space.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteAt::write_all_at`].
+    fn write_all_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
+        let (mut at, mut left) = (offset, length);
+        while left > 0 {
+            let count = left.min(ZEROS.len() as u64);
+            let zeros = usize::try_from(count).ok().and_then(|count| ZEROS.get(..count));
+            self.write_all_at(zeros.unwrap_or_default(), at)?;
+            at = at.saturating_add(count);
+            left -= count;
+        }
+        Ok(())
     }
 
     /// Cuts or extends the storage; what is added reads as zeros and takes no space.

@@ -74,13 +74,15 @@ impl SubclusterBitmap {
     pub(crate) const ALL_ZERO: Self = Self(0xffff_ffff_0000_0000);
 
     /// The subclusters in `indices` are stored, and no longer zeros.
-    pub(crate) const fn with_allocated(self, indices: Range<u32>) -> Self {
+    #[must_use]
+    pub const fn with_allocated(self, indices: Range<u32>) -> Self {
         let bits = bits(indices);
         Self((self.0 | bits) & !(bits << SUBCLUSTERS))
     }
 
     /// The subclusters in `indices` read as zeros, and are no longer stored.
-    pub(crate) const fn with_zero(self, indices: Range<u32>) -> Self {
+    #[must_use]
+    pub const fn with_zero(self, indices: Range<u32>) -> Self {
         let bits = bits(indices);
         Self((self.0 & !bits) | bits << SUBCLUSTERS)
     }

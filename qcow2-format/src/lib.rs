@@ -77,7 +77,7 @@ mod raw;
 mod refcount;
 
 pub use address::{GuestCluster, GuestOffset, HostCluster, HostOffset};
-pub use create::CreateOptions;
+pub use create::{CreateOptions, ImageFiller};
 pub use error::{Error, Result};
 pub use geometry::{ClusterBits, Geometry, RefcountOrder};
 pub use header::Header;

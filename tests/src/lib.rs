@@ -1,6 +1,7 @@
 //! Helpers shared by every suite of the workspace.
 
 pub mod checker;
+pub mod convert_lab;
 pub mod disks;
 pub mod door;
 pub mod faults;

@@ -26,6 +26,7 @@ mod check;
 mod check_report;
 mod compare;
 mod config_disk;
+mod convert;
 mod create;
 mod duration;
 mod extract;
@@ -78,6 +79,7 @@ struct Arguments {
 enum Command {
     Prepare(prepare::Arguments),
     Extract(extract::Arguments),
+    Convert(convert::Arguments),
     Pack(pack::Arguments),
     Base(base::Arguments),
     Cache(cache::Arguments),
@@ -123,6 +125,7 @@ pub fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Prepare(arguments) => prepare::run(arguments, &output),
         Command::Extract(arguments) => extract::run(arguments, &output),
+        Command::Convert(arguments) => convert::run(arguments, &output),
         Command::Pack(arguments) => pack::run(arguments, &output),
         Command::Base(arguments) => base::run(arguments, &output),
         Command::Cache(arguments) => cache::run(arguments, &output),

@@ -5,6 +5,7 @@ use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, RefcountOrder};
 
+use crate::base::BaseFormat;
 use crate::cli::size;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -112,6 +113,18 @@ pub(crate) fn backing_format(name: &str) -> BackingFormat {
         "raw" => BackingFormat::Raw,
         "qcow2" => BackingFormat::Qcow2,
         other => BackingFormat::Other(other.as_bytes().to_vec()),
+    }
+}
+
+/// As [`backing_format`], of a file that is read.
+pub(crate) fn base_format(name: &str) -> Result<BaseFormat> {
+    match name {
+        "raw" => Ok(BaseFormat::Raw),
+        "qcow2" => Ok(BaseFormat::Qcow2),
+        other => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("images of format \"{}\" are not read", other.escape_debug()),
+        )),
     }
 }
 

@@ -43,6 +43,11 @@ impl SourceOptions {
         self.apply(source)
     }
 
+    /// Threads that may decode, if that was said.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        self.threads
+    }
+
     /// `source` with these options.
     pub(crate) fn apply(&self, source: Source) -> Source {
         let default = Limits::default();

@@ -8,6 +8,8 @@
 //! Implemented by [`RawDisk`](crate::disk::RawDisk) and by opened chains. Callers: `ops::pack`, and
 //! whatever else reads a disk that is there as a file.
 
+use std::fs::File;
+
 use crate::error::Result;
 
 /// A part of a disk that is all of one kind.
@@ -17,6 +19,19 @@ pub struct ContentRun {
     pub length: u64,
     /// Whether it is known to read as zeros without reading it.
     pub zero: bool,
+    /// Whether it is stored compressed, so that reading it is work for several threads.
+    pub compressed: bool,
+}
+
+/// A part of a disk that lies in a file as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredRun<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// How long it is in bytes.
+    pub length: u64,
 }
 
 /// A disk whose content can be read anywhere, by several threads at once.
@@ -37,4 +52,14 @@ pub trait DiskContent: Send + Sync {
     ///
     /// The image is damaged, shrank, or cannot be read; the range is not in the disk.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Where the bytes from `offset` on lie in a file, if they do.
+    ///
+    /// # Errors
+    ///
+    /// As [`DiskContent::run_at`].
+    fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        let _ = offset;
+        Ok(None)
+    }
 }

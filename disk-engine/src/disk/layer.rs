@@ -136,7 +136,7 @@ impl Layer {
         }
     }
 
-    /// The file that it stores its clusters in; `None` if it is written to.
+    /// The file that what it stores as it is lies in, if it is only read.
     pub(super) fn data_file(&self) -> Option<&File> {
         match &self.content {
             Content::Raw(disk) => Some(disk.storage().file()),

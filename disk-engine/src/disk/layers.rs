@@ -19,7 +19,7 @@ use qcow2_format::feature::IncompatibleFeatures;
 use qcow2_format::image::{RunKind, ZeroMode};
 
 use crate::base::BaseFormat;
-use crate::disk::content::ContentRun;
+use crate::disk::content::{ContentRun, StoredRun};
 use crate::disk::layer::Layer;
 use crate::disk::map::{Cleared, DiskRun, DiskRuns};
 use crate::error::{Error, ErrorKind, Result};
@@ -155,13 +155,17 @@ impl Layers {
     pub(super) fn content_at(&self, offset: u64) -> Result<ContentRun> {
         self.check(offset, 1)?;
         let mut pieces = DiskRuns::new(self, offset..self.size);
-        let mut run = ContentRun { length: 0, zero: false };
+        let mut run = ContentRun { length: 0, zero: false, compressed: false };
         for index in 0..PIECES_MAX {
             match pieces.piece() {
                 Some(Ok(piece)) if index == 0 => {
-                    run = ContentRun { length: piece.length, zero: piece.zero };
+                    run = ContentRun {
+                        length: piece.length,
+                        zero: piece.zero,
+                        compressed: piece.compressed,
+                    };
                 }
-                Some(Ok(piece)) if piece.zero == run.zero => {
+                Some(Ok(piece)) if (piece.zero, piece.compressed) == (run.zero, run.compressed) => {
                     run.length = run.length.saturating_add(piece.length);
                 }
                 Some(Err(error)) if index == 0 => return Err(error),
@@ -170,6 +174,19 @@ impl Layers {
             }
         }
         Ok(run)
+    }
+
+    pub(super) fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        self.check(offset, 1)?;
+        let mut pieces = DiskRuns::new(self, offset..self.size);
+        let Some(run) = pieces.next().transpose()? else { return Ok(None) };
+        let file = self.layer(run.depth).and_then(Layer::data_file);
+        Ok(match (run.data && !run.compressed, run.offset, file) {
+            (true, Some(at), Some(file)) => {
+                Some(StoredRun { file, offset: at, length: run.length })
+            }
+            _ => None,
+        })
     }
 
     pub(super) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {

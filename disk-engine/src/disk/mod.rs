@@ -34,7 +34,7 @@ pub mod sectors;
 pub mod status;
 pub mod writable;
 
-pub use content::{ContentRun, DiskContent};
+pub use content::{ContentRun, DiskContent, StoredRun};
 pub use inspect::inspect;
 pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::BaseFormat;
 use crate::disk::chain;
-use crate::disk::content::{ContentRun, DiskContent};
+use crate::disk::content::{ContentRun, DiskContent, StoredRun};
 use crate::disk::layers::{DiskImage, Layers};
 use crate::disk::map::DiskRuns;
 use crate::disk::opening;
@@ -163,5 +163,9 @@ impl DiskContent for Disk {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.0.read_at(bytes, offset)
+    }
+
+    fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        self.0.stored_at(offset)
     }
 }

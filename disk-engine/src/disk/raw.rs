@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::disk::chain;
-use crate::disk::content::{ContentRun, DiskContent};
+use crate::disk::content::{ContentRun, DiskContent, StoredRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::ImageFile;
 use crate::sys::image_lock::ImageLock;
@@ -86,7 +86,11 @@ impl DiskContent for RawDisk {
             Some(data) => (data.start, true),
             None => (self.size, true),
         };
-        Ok(ContentRun { length: end.min(self.size).saturating_sub(offset).max(1), zero })
+        Ok(ContentRun {
+            length: end.min(self.size).saturating_sub(offset).max(1),
+            zero,
+            compressed: false,
+        })
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
@@ -95,6 +99,12 @@ impl DiskContent for RawDisk {
             .file()
             .read_exact_at(bytes, offset)
             .map_err(|error| Error::io("read the disk", &self.path, error).with_offset(offset))
+    }
+
+    fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        let run = self.run_at(offset)?;
+        let file = self.file.file();
+        Ok((!run.zero).then_some(StoredRun { file, offset, length: run.length }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! boot_image  a small bootable disk, compiled in
 //! prepare     one archive in, N VM disks out: the main job
 //! config_disk a FAT image with a label, from a few files
+//! convert     a disk in any form into any other
 //! extract     archive or compressed image → sparse raw file
 //! pack        disk → sparse archive, compressed: the way back
 //! create      a new qcow2 image
@@ -21,6 +22,7 @@ pub mod boot_image;
 pub mod check;
 pub mod compare;
 pub mod config_disk;
+pub mod convert;
 pub mod create;
 pub mod extract;
 pub mod info;
@@ -32,6 +34,7 @@ pub mod prepare;
 pub mod usage;
 
 pub use compare::{CompareOptions, CompareReport, compare};
+pub use convert::{ConvertOptions, ConvertReport, convert};
 pub use extract::{ExtractOptions, ExtractReport, extract};
 pub use measure::{MeasureReport, MeasureTarget, measure, measure_size};
 pub use pack::{PackOptions, PackReport, pack};

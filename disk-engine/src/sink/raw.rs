@@ -21,10 +21,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
+use crate::disk::StoredRun;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sink::ExtentSink;
 use crate::sink::checksum::{ExtentSum, ExtentSums};
-use crate::sink::window::{WINDOW, Window};
+use crate::sink::offload::Offload;
+use crate::sink::window::{GRAIN, WINDOW, Window};
+use crate::sink::{ExtentSink, lend_zeros};
 use crate::source::extent::DiskShape;
 use crate::source::input;
 use crate::sys::space;
@@ -33,6 +35,21 @@ use crate::sys::space;
 const BACKLOG: usize = 4;
 /// How many windows there are: those that wait, one being filled and one being written.
 const WINDOWS: usize = BACKLOG + 2;
+
+/// How a raw file is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawRules {
+    /// Fewer zeros in a row are written, and 0 writes all of them; in bytes.
+    pub(crate) sparse: usize,
+    /// Whether what is written is summed up.
+    pub(crate) sums: bool,
+}
+
+impl Default for RawRules {
+    fn default() -> Self {
+        Self { sparse: GRAIN, sums: true }
+    }
+}
 
 enum Work {
     Begin(DiskShape),
@@ -48,6 +65,8 @@ pub(crate) struct RawSink<'a> {
     made: usize,
     window: Option<Window>,
     size: Option<u64>,
+    rules: RawRules,
+    target: Option<(&'a File, &'a Path, &'a Offload)>,
     written: &'a AtomicU64,
 }
 
@@ -58,6 +77,7 @@ pub(crate) struct RawWriter<'a> {
     free: Sender<Vec<u8>>,
     file: &'a File,
     path: &'a Path,
+    rules: RawRules,
     written: &'a AtomicU64,
 }
 
@@ -66,17 +86,24 @@ pub(crate) struct RawWriter<'a> {
 pub(crate) fn raw<'a>(
     file: &'a File,
     path: &'a Path,
+    rules: RawRules,
     written: &'a AtomicU64,
 ) -> (RawSink<'a>, RawWriter<'a>) {
     let (work, queue) = mpsc::sync_channel(BACKLOG);
     let (give_back, free) = mpsc::channel();
     (
-        RawSink { work, free, made: 0, window: None, size: None, written },
-        RawWriter { work: queue, free: give_back, file, path, written },
+        RawSink { work, free, made: 0, window: None, size: None, rules, target: None, written },
+        RawWriter { work: queue, free: give_back, file, path, rules, written },
     )
 }
 
-impl RawSink<'_> {
+impl<'a> RawSink<'a> {
+    /// Leaves to the kernel what can be, of what goes into `file`.
+    pub(crate) fn offload(mut self, file: &'a File, path: &'a Path, offload: &'a Offload) -> Self {
+        self.target = Some((file, path, offload));
+        self
+    }
+
     fn send(&self, work: Work) -> Result<()> {
         self.work.send(work).map_err(|_| stopped())
     }
@@ -134,9 +161,26 @@ impl ExtentSink for RawSink<'_> {
         Ok(())
     }
 
-    fn zero(&mut self, _offset: u64, _length: u64) -> Result<()> {
+    fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
         // A new file is all hole; only what is in the way is written, by `Window`.
-        Ok(())
+        if self.rules.sparse > 0 {
+            return Ok(());
+        }
+        lend_zeros(self, offset, length)
+    }
+
+    fn shares(&self) -> bool {
+        self.target.is_some_and(|(_, _, offload)| offload.is_possible()) && self.rules.sparse > 0
+    }
+
+    /// Whole blocks only, so that no window holds any of it.
+    fn share(&mut self, offset: u64, stored: StoredRun<'_>) -> Result<u64> {
+        let Some((file, path, offload)) = self.target else { return Ok(0) };
+        let taken = offload
+            .take(stored, file, offset)
+            .map_err(|error| Error::io("copy the disk", path, error).with_offset(offset))?;
+        self.written.fetch_add(taken, Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn finish(&mut self, size: u64) -> Result<()> {
@@ -170,7 +214,9 @@ impl RawWriter<'_> {
                     }
                 }
                 Work::Window(window) => {
-                    window.pieces(|offset, bytes| self.write(offset, bytes, &mut sums))?;
+                    window.pieces(self.rules.sparse, |offset, bytes| {
+                        self.write(offset, bytes, &mut sums)
+                    })?;
                     // The other side may have ended meanwhile.
                     let _ = self.free.send(window.into_memory());
                 }
@@ -182,7 +228,9 @@ impl RawWriter<'_> {
     }
 
     fn write(&self, offset: u64, bytes: &[u8], sums: &mut ExtentSums) -> Result<()> {
-        sums.add(offset, bytes);
+        if self.rules.sums {
+            sums.add(offset, bytes);
+        }
         self.file.write_all_at(bytes, offset).map_err(|error| {
             let full = ErrorKind::of_io(&error) == ErrorKind::NoSpace;
             let error = Error::io("write the disk", self.path, error).with_offset(offset);

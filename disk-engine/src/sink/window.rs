@@ -82,21 +82,25 @@ impl Window {
     }
 
     /// Calls `write` with each piece of the disk that is to be written, ascending: whole blocks,
-    /// none of them all zeros.
+    /// and between two pieces at least `sparse` zeros. With none all is written.
     pub(crate) fn pieces<E>(
         &self,
+        sparse: usize,
         mut write: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         for (start, end) in self.runs.iter().copied() {
             let run = self.memory.get(start..end).unwrap_or_default();
-            let mut piece = 0..0;
+            let (mut piece, mut at) = (0..0, 0);
             for block in run.chunks(GRAIN) {
-                if is_zero(block) {
-                    self.piece(start, run, &piece, &mut write)?;
-                    piece = piece.end + block.len()..piece.end + block.len();
-                } else {
-                    piece.end += block.len();
+                let end = at + block.len();
+                if sparse == 0 || !is_zero(block) {
+                    if at - piece.end >= sparse.max(1) {
+                        self.piece(start, run, &piece, &mut write)?;
+                        piece.start = at;
+                    }
+                    piece.end = end;
                 }
+                at = end;
             }
             self.piece(start, run, &piece, &mut write)?;
         }
@@ -149,7 +153,7 @@ mod tests {
         window.close(size);
         let mut pieces = Vec::new();
         window
-            .pieces(|offset, bytes| {
+            .pieces(GRAIN, |offset, bytes| {
                 pieces.push((offset - (5 << 20), bytes.to_vec()));
                 Ok::<_, ()>(())
             })
@@ -189,7 +193,7 @@ mod tests {
         window.close(Some(1 << 40));
         let mut pieces = Vec::new();
         window
-            .pieces(|offset, bytes| {
+            .pieces(GRAIN, |offset, bytes| {
                 pieces.push((offset, bytes.len()));
                 Ok::<_, ()>(())
             })

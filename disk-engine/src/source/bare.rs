@@ -40,6 +40,11 @@ impl Bare {
         self.content
     }
 
+    /// Whether nothing is compressed.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.content.compression() == Compression::None
+    }
+
     fn check_size(&self, size: u64) -> Result<()> {
         if size > self.max_size {
             let message = format!("the disk is larger than {} bytes", self.max_size);

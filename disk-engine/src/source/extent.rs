@@ -12,7 +12,8 @@
 //!
 //! Caller: `transfer`, which pumps a source into a [`crate::sink::ExtentSink`].
 
-use crate::error::Result;
+use crate::disk::StoredRun;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The next thing a source has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,32 @@ pub trait ExtentSource {
     ///
     /// As for [`ExtentSource::next_extent`].
     fn read(&mut self, bytes: &mut [u8]) -> Result<usize>;
+
+    /// Where the next bytes of the data extent just named lie in a file as they are, if they do.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ExtentSource::next_extent`].
+    fn stored(&self) -> Result<Option<StoredRun<'_>>> {
+        Ok(None)
+    }
+
+    /// Passes over the next `count` bytes of the data extent just named, which were
+    /// [stored](ExtentSource::stored) and need not be read.
+    ///
+    /// # Errors
+    ///
+    /// There are none to pass over.
+    fn pass(&mut self, count: u64) -> Result<()> {
+        let _ = count;
+        Err(Error::new(ErrorKind::Io, "what has to be read was passed over"))
+    }
+
+    /// The data of the disk named last, offset and length, ascending, if all of it is known before
+    /// its bytes and no other disk will take its place. What is called data may still be zeros.
+    fn map(&self) -> Option<Vec<(u64, u64)>> {
+        None
+    }
 
     /// Bytes of the source seen so far, and how many there are if that is known: for progress.
     fn progress(&self) -> (u64, Option<u64>);

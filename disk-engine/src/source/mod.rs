@@ -17,8 +17,10 @@
 
 pub(crate) mod bare;
 pub(crate) mod content;
+pub(crate) mod cut;
 pub(crate) mod decompress;
 pub(crate) mod digester;
+pub(crate) mod disk;
 pub mod extent;
 pub(crate) mod input;
 mod limits;
@@ -160,6 +162,26 @@ impl Source {
         source.is_ok_and(|source| open::is_same_file(&source, path))
     }
 
+    /// The path, if it is a file or device that holds the disk as it is.
+    pub(crate) fn plain_file(&self, control: &Control) -> Result<Option<PathBuf>> {
+        let Some(path) = self.as_path().filter(|_| self.member.is_none()) else { return Ok(None) };
+        let looked_at = Self::path(path).with_limits(self.limits).with_threads(NonZeroUsize::MIN);
+        if looked_at.is_pipe() {
+            return Ok(None);
+        }
+        Ok(match looked_at.open(false, control)? {
+            Opened::Bare(bare) if bare.is_plain() => Some(path.to_path_buf()),
+            _ => None,
+        })
+    }
+
+    /// Whether what is read is gone then.
+    fn is_pipe(&self) -> bool {
+        use std::os::unix::fs::FileTypeExt;
+        let metadata = self.as_path().map(std::fs::metadata);
+        metadata.is_none_or(|metadata| metadata.is_ok_and(|it| it.file_type().is_fifo()))
+    }
+
     /// Opens the source and finds out what it is. Errors do not name it yet.
     pub(crate) fn open(self, hash: bool, control: &Control) -> Result<Opened> {
         let input = match self.origin {
@@ -287,6 +309,13 @@ impl ExtentSource for Opened {
         match self {
             Self::Bare(bare) => bare.read(bytes),
             Self::Tar(tar) => tar.read(bytes),
+        }
+    }
+
+    fn map(&self) -> Option<Vec<(u64, u64)>> {
+        match self {
+            Self::Bare(bare) => bare.map(),
+            Self::Tar(tar) => tar.map(),
         }
     }
 

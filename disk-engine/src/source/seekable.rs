@@ -207,7 +207,7 @@ impl DiskContent for SeekableDisk {
             Some(range) => (range.offset, true),
             None => (self.size, true),
         };
-        Ok(ContentRun { length: end - offset, zero })
+        Ok(ContentRun { length: end - offset, zero, compressed: false })
     }
 
     fn read_at(&self, bytes: &mut [u8], mut offset: u64) -> Result<()> {

@@ -5,7 +5,8 @@
 //! otherwise         through the page cache, without this process's memory
 //! ```
 //!
-//! So a "copy" may take no space at all; `fiemap` tells. Callers: `strategy`.
+//! So a "copy" may take no space at all; `fiemap` tells. Callers: `strategy`,
+//! `sink::offload`.
 
 use std::fs::File;
 use std::io;
@@ -25,11 +26,26 @@ pub fn copy_range(
     offset: u64,
     length: u64,
 ) -> io::Result<Option<u64>> {
+    copy_range_to(source, destination, offset, offset, length)
+}
+
+/// As [`copy_range`], from `from` in `source` to `to` in `destination`.
+///
+/// # Errors
+///
+/// As [`copy_range`].
+pub fn copy_range_to(
+    source: &File,
+    destination: &File,
+    from: u64,
+    to: u64,
+    length: u64,
+) -> io::Result<Option<u64>> {
     let beyond = |_| io::Error::from(Errno::EOVERFLOW);
-    let start = i64::try_from(offset).map_err(beyond)?;
+    let (from, to) = (i64::try_from(from).map_err(beyond)?, i64::try_from(to).map_err(beyond)?);
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     loop {
-        let (mut from, mut to) = (start, start);
+        let (mut from, mut to) = (from, to);
         match nix::fcntl::copy_file_range(
             source,
             Some(&mut from),

@@ -264,6 +264,23 @@ fn open_unnamed(destination: &Path, mode: FileMode) -> Result<Option<File>> {
     }
 }
 
+/// A file without a name in `folder`, for reading and writing, which is gone when it is closed.
+///
+/// # Errors
+///
+/// What the system says.
+pub(crate) fn unnamed_in(folder: &Path) -> Result<File> {
+    let path = folder.join("unnamed");
+    if let Some(file) = open_unnamed(&path, FileMode::Exact(0o600))? {
+        return Ok(file);
+    }
+    // Where there are no such files, a name is given and taken away again.
+    let name = |word: &str| temporary_name(OsStr::new("unnamed"), word);
+    let temporary = Temporary::create_in(folder, FileMode::Exact(0o600), name)?;
+    let file = temporary.file().try_clone();
+    file.map_err(|error| Error::io("duplicate a file in", folder, error))
+}
+
 fn link_unnamed(file: &File, destination: &Path) -> io::Result<()> {
     let source = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     nix::unistd::linkat(AT_FDCWD, &source, AT_FDCWD, destination, AtFlags::AT_SYMLINK_FOLLOW)

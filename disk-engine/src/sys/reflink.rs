@@ -6,7 +6,8 @@
 //! ```
 //!
 //! btrfs, bcachefs, OCFS2, and XFS made with `reflink=1` can; so do some network file systems. Both
-//! files lie on one file system. Callers: `strategy`.
+//! files lie on one file system. Callers: `strategy`,
+//! `sink::offload`.
 
 use std::fs::File;
 use std::io;
@@ -43,6 +44,22 @@ pub fn clone_file(source: &File, destination: &File) -> io::Result<()> {
 ///
 /// What the system says; see [`is_unsupported`] and [`crosses_file_systems`].
 pub fn clone_range(source: &File, destination: &File, range: Range<u64>) -> io::Result<()> {
+    let to = range.start;
+    clone_range_to(source, destination, range, to)
+}
+
+/// As [`clone_range`], into the range of `destination` that begins at `to`, a multiple of the file
+/// system's block as well.
+///
+/// # Errors
+///
+/// What the system says; see [`is_unsupported`] and [`crosses_file_systems`].
+pub fn clone_range_to(
+    source: &File,
+    destination: &File,
+    range: Range<u64>,
+    to: u64,
+) -> io::Result<()> {
     let length = range.end.saturating_sub(range.start);
     if length == 0 {
         // To the system, a length of 0 means "to the end".
@@ -52,7 +69,7 @@ pub fn clone_range(source: &File, destination: &File, range: Range<u64>) -> io::
         src_fd: i64::from(source.as_raw_fd()),
         src_offset: range.start,
         src_length: length,
-        dest_offset: range.start,
+        dest_offset: to,
     };
     #[expect(unsafe_code, reason = "an ioctl has no safe form")]
     // SAFETY: both descriptors are open while the references live; the argument is a whole

@@ -20,6 +20,9 @@ use disk_engine::cache::{
     BaseOptions, BaseState, CacheListing, ImageCache, KeyPolicy, ListedBase, OverlayState,
     OverlayUse,
 };
+use disk_engine::ops::convert::{
+    ConvertOptions, ConvertSource, ConvertTarget, TargetFormat, convert,
+};
 use disk_engine::ops::pack::{PackOptions, pack};
 use disk_engine::ops::prepare::{PrepareOptions, prepare};
 use disk_engine::ops::{ExtractOptions, extract};
@@ -28,6 +31,7 @@ use disk_engine::strategy::Strategy;
 use disk_engine::{BaseFormat, BaseImage, Durability};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use qcow2_format::CreateOptions;
 
 use super::{Answer, Place, Scenario, Verdict, files};
 use crate::qemu;
@@ -146,6 +150,17 @@ pub fn all() -> Vec<Scenario> {
                 "a.tar.zst"],
             old_archive, |place| old_or(place, "a.tar.zst", is_archive),
             |place| is_archive(place, "a.tar.zst");
+        convert_to_qcow2: ["convert", "-f", "raw", "-O", "qcow2", "--durable", "--threads", "2",
+                "../fixed/disk", "vm.qcow2"],
+            nothing, |place| absent_or(place, "vm.qcow2", is_image),
+            |place| is_image(place, "vm.qcow2");
+        convert_to_compressed_in_place_of_another: ["convert", "-f", "raw", "-O", "qcow2", "-c",
+                "--threads", "2", "--force", "../fixed/disk", "vm.qcow2"],
+            old_image, |place| old_or(place, "vm.qcow2", is_image),
+            |place| is_image(place, "vm.qcow2");
+        convert_from_compressed: ["convert", "-f", "qcow2", "--threads", "2",
+                "../fixed/disk.qcow2", "disk"],
+            nothing, |place| absent_or_disk(place, "disk"), |place| is_disk(place, "disk");
         config_disk_for_cloud_init: ["config-disk", "--cloud-init", "../fixed/seed", "seed.img"],
             nothing, |place| absent_or(place, "seed.img", is_seed), |place| is_seed(place, "seed.img");
         usage_of_disks: ["usage", "vms"], prepared, two_overlays, two_overlays;
@@ -186,6 +201,11 @@ pub fn fill(place: &Place) {
         pack(&fixed.join("disk"), &fixed.join(name), &options).unwrap();
     }
     fs::copy(fixed.join("disk.tar.zst"), fixed.join("copy.tar.zst")).unwrap();
+    let image = TargetFormat::Qcow2(CreateOptions::new(0));
+    let options = ConvertOptions { compress: true, ..ConvertOptions::new(image) };
+    let source = ConvertSource::Packed(Source::path(fixed.join("disk")));
+    let target = fixed.join("disk.qcow2");
+    convert(source, ConvertTarget::File(&target), &options).unwrap();
     fs::create_dir_all(fixed.join("seed/more")).unwrap();
     for name in ["user-data", "meta-data", "more/file"] {
         fs::write(fixed.join("seed").join(name), name).unwrap();
@@ -196,6 +216,10 @@ fn nothing(_: &Place) {}
 
 fn old_disk(place: &Place) {
     fs::write(place.work().join("disk"), b"old").unwrap();
+}
+
+fn old_image(place: &Place) {
+    fs::write(place.work().join("vm.qcow2"), b"old").unwrap();
 }
 
 fn old_archive(place: &Place) {
@@ -754,6 +778,11 @@ fn is_archive(place: &Place, name: &str) -> Verdict {
     let mut content = Vec::new();
     entry.read_to_end(&mut content).map_err(|error| error.to_string())?;
     if content == disk() { Ok(()) } else { Err("the archive holds something else".to_owned()) }
+}
+
+/// QEMU finds the image without fault, and the disk in it.
+fn is_image(place: &Place, name: &str) -> Verdict {
+    is_overlay_of(&place.work().join(name), &place.fixed().join("disk"))
 }
 
 /// `fsck.fat` has no complaint, and the files are there.

@@ -1,7 +1,7 @@
 //! Measures this workspace beside other programs, in one run, and prints the table of the README.
 //!
 //! ```text
-//! overlays ─▶ images
+//! overlays ─▶ images ─▶ convert
 //! archive ─▶ extraction ─▶ preparation ─▶ strategies ─▶ packing ─▶ frames ─▶ verification
 //!            each part by itself if asked for └─▶ a picture            └─▶ tables
 //!          rounds of A B C, A B C, …: medians, and their ratios
@@ -10,6 +10,7 @@
 //! Nothing is dropped from the page cache. What one contender wrote is on the medium, and removed,
 //! before the next one starts; neither is timed. Programs that are not installed are named.
 
+mod convert;
 mod extraction;
 mod framed;
 mod images;
@@ -50,7 +51,7 @@ struct Options {
     /// Measure with this archive rather than a generated one.
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
-    /// Measure only these: overlays, images, extraction, preparation, strategies, packing, frames,
+    /// Measure only these: overlays, images, convert, extraction, preparation, strategies, packing, frames,
     /// verification.
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
     only: Vec<Part>,
@@ -67,6 +68,7 @@ struct Options {
 enum Part {
     Overlays,
     Images,
+    Convert,
     Extraction,
     Preparation,
     Strategies,
@@ -111,7 +113,10 @@ fn main() {
     if wants(Part::Images) {
         tables.extend(images::measure(&setting));
     }
-    let alone = [Part::Overlays, Part::Images];
+    if wants(Part::Convert) {
+        tables.push(convert::measure(&setting));
+    }
+    let alone = [Part::Overlays, Part::Images, Part::Convert];
     let facts = if options.only.is_empty() || !options.only.iter().all(|it| alone.contains(it)) {
         archived(&setting, &options, &mut tables)
     } else {

@@ -35,13 +35,17 @@ impl DiskContent for Memory {
     fn run_at(&self, offset: u64) -> Result<ContentRun> {
         let left = &self.bytes[usize::try_from(offset).unwrap()..];
         if self.grain == 0 {
-            return Ok(ContentRun { length: left.len() as u64, zero: false });
+            return Ok(ContentRun { length: left.len() as u64, zero: false, compressed: false });
         }
         let pieces = left.chunks(self.grain).take_while(|piece| is_zero(piece));
         let zeros: usize = pieces.map(<[u8]>::len).sum();
         Ok(match zeros {
-            0 => ContentRun { length: left.len().min(self.grain) as u64, zero: false },
-            zeros => ContentRun { length: zeros as u64, zero: true },
+            0 => ContentRun {
+                length: left.len().min(self.grain) as u64,
+                zero: false,
+                compressed: false,
+            },
+            zeros => ContentRun { length: zeros as u64, zero: true, compressed: false },
         })
     }
 
@@ -212,7 +216,7 @@ fn a_scan_ends_when_it_is_cancelled_and_when_reading_fails() {
             1 << 40
         }
         fn run_at(&self, _: u64) -> Result<ContentRun> {
-            Ok(ContentRun { length: 1 << 40, zero: false })
+            Ok(ContentRun { length: 1 << 40, zero: false, compressed: false })
         }
         fn read_at(&self, _: &mut [u8], offset: u64) -> Result<()> {
             Err(crate::Error::new(ErrorKind::Io, "read").with_offset(offset))
@@ -236,7 +240,7 @@ fn a_scan_skips_holes_of_exabytes() {
             i64::MAX as u64
         }
         fn run_at(&self, offset: u64) -> Result<ContentRun> {
-            Ok(ContentRun { length: self.size() - offset, zero: true })
+            Ok(ContentRun { length: self.size() - offset, zero: true, compressed: false })
         }
         fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> {
             unreachable!("there is no data")

@@ -88,6 +88,11 @@ impl Chooser {
         Ok(Verdict::Skip)
     }
 
+    /// Whether no later member can take the place of the one taken last.
+    pub(crate) fn is_final(&self) -> bool {
+        self.wanted.is_some() || self.chosen.as_deref() == Some(DISK)
+    }
+
     /// Says, at the end, which member was the disk.
     pub(crate) fn conclude(&mut self) -> Result<Vec<u8>, Defect> {
         if let Some(chosen) = self.chosen.take() {

@@ -423,6 +423,14 @@ impl ExtentSource for Tar {
         Ok(wanted)
     }
 
+    fn map(&self) -> Option<Vec<(u64, u64)>> {
+        let member = self.current.as_ref()?;
+        let sparse = self.chosen.as_ref().is_some_and(|chosen| chosen.form != SparseForm::Dense);
+        let ranges = &member.map.ranges;
+        (sparse && self.chooser.is_final())
+            .then(|| ranges.iter().map(|range| (range.offset, range.length)).collect())
+    }
+
     fn progress(&self) -> (u64, Option<u64>) {
         self.content.progress()
     }

@@ -1,0 +1,378 @@
+//! The `convert` command: a disk in any form into any other, with qemu-img's option letters.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use qcow2_format::CreateOptions;
+use qcow2_format::create::BackingFile;
+use qcow2_format::image::Preallocation;
+use serde::Serialize;
+
+use crate::base::BaseFormat;
+use crate::cli::overlay::Format;
+use crate::cli::source::SourceOptions;
+use crate::cli::{Output, options, progress, size};
+use crate::disk::chain::probe_top;
+use crate::disk::policy::{BackingPolicy, plain_path};
+use crate::disk::{DiskOptions, Locking, WritableDiskOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::convert::{
+    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
+    TargetFormat, Unreadable, convert,
+};
+use crate::ops::pack::PackOptions;
+use crate::sink::CopyOffload;
+use crate::sys::pending::{Durability, Existing};
+
+/// Convert a disk: images and chains, snapshots, archives and pipes, into raw or qcow2
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// What to read: an image; without -f an archive or a compressed image too; '-' reads
+    /// standard input
+    source: PathBuf,
+    /// The file to make; '-' is standard output, the report then goes to standard error
+    target: PathBuf,
+    /// The source's format; an archive, a compressed image or raw unless given, and never guessed
+    #[arg(short = 'f', long, value_enum)]
+    format: Option<Format>,
+    /// The target's format
+    #[arg(short = 'O', long, value_enum, default_value = "raw")]
+    target_format: Target,
+    /// Options of the target, as qemu-img names them: compat, cluster_size, refcount_bits,
+    /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, size
+    #[arg(short = 'o', value_name = "KEY=VALUE,…")]
+    options: Vec<String>,
+    /// Store clusters compressed
+    #[arg(short = 'c', long)]
+    compress: bool,
+    /// The file the target stands on: only what differs is stored. A relative name counts from the
+    /// target's folder
+    #[arg(short = 'B', long = "backing", value_name = "BASE")]
+    backing: Option<OsString>,
+    /// The backing file's format, which is never guessed
+    #[arg(short = 'F', long = "backing-format", value_name = "FORMAT")]
+    backing_format: Option<String>,
+    /// Read this snapshot of the image, by id or name
+    #[arg(short = 'l', long, value_name = "NAME")]
+    snapshot: Option<String>,
+    /// Leave copying to the kernel, even where that shares no storage: stored zeros stay data
+    #[arg(short = 'C', long)]
+    copy_offload: bool,
+    /// Leave out zeros of at least so many bytes in a row; 0 stores them all
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4k")]
+    sparse: u64,
+    /// Write into the target that is there, which keeps its shape
+    #[arg(short = 'n', long)]
+    into_existing: bool,
+    /// The target that is there reads as zeros
+    #[arg(long, requires = "into_existing")]
+    target_is_zero: bool,
+    /// Pass over so many bytes of the source
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
+    offset: u64,
+    /// Take so many bytes of the source
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    length: Option<u64>,
+    /// Begin so far into the target that is there
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0", requires = "into_existing")]
+    target_offset: u64,
+    /// Read what can be read: the rest is zeros, and listed
+    #[arg(long)]
+    salvage: bool,
+    /// The folder that keeps what cannot go straight through a pipe
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    spill: PathBuf,
+    /// Most bytes to keep there
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1T")]
+    spill_limit: u64,
+    /// Follow backing files wherever the images say; else only in the image's folder and below
+    #[arg(long)]
+    backing_chain: bool,
+    /// Follow backing files below this folder too
+    #[arg(long, value_name = "DIR", conflicts_with = "backing_chain")]
+    allow: Vec<PathBuf>,
+    /// Read external data files in the image's folder and below
+    #[arg(long)]
+    data_files: bool,
+    /// Read even while a VM writes to the source
+    #[arg(long, short = 'U')]
+    force_share: bool,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Have the target on the medium before saying so
+    #[arg(long)]
+    durable: bool,
+    #[command(flatten)]
+    packed: SourceOptions,
+}
+
+/// What a disk can be converted into.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Target {
+    Raw,
+    Qcow2,
+    /// A sparse archive, as `pack` makes it without options
+    Archive,
+}
+
+impl Target {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Archive => "archive",
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report<'a> {
+    source: Cow<'a, str>,
+    target: Cow<'a, str>,
+    format: &'static str,
+    virtual_size: u64,
+    stored: u64,
+    shared: u64,
+    copied_by_kernel: u64,
+    compressed_clusters: u64,
+    compressed_bytes: u64,
+    zeroed: u64,
+    file_length: u64,
+    spilled: u64,
+    unreadable_bytes: u64,
+    unreadable: Vec<Part<'a>>,
+    unreadable_cut: bool,
+    threads: usize,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Part<'a> {
+    offset: u64,
+    length: u64,
+    reason: &'a str,
+}
+
+pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
+    let to_stdout = arguments.target.as_os_str() == "-";
+    if to_stdout && (arguments.force || arguments.durable || arguments.into_existing) {
+        return Err(usage("standard output is neither replaced, nor made durable, nor there")
+            .with_hint("leave out --force, --durable and -n"));
+    }
+    let policy = if arguments.backing_chain {
+        BackingPolicy::Any
+    } else {
+        BackingPolicy::Beneath(arguments.allow.clone())
+    };
+    let data_files = if arguments.data_files { policy.clone() } else { BackingPolicy::Deny };
+    let disk = DiskOptions {
+        policy,
+        data_files,
+        locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
+        ..DiskOptions::default()
+    };
+    let source = source(&arguments, &disk)?;
+    let (control, drawing) = progress::draw(output);
+    let mut options = options(&arguments, &disk)?;
+    options.control = control;
+    let label = if to_stdout { Path::new("standard output") } else { arguments.target.as_path() };
+    let outcome = if to_stdout {
+        into_stdout(source, label, &options)
+    } else {
+        convert(source, ConvertTarget::File(label), &options)
+    };
+    drop(drawing);
+    let report = outcome?;
+    let summary = summary(&arguments, label, &report);
+    let text = text(label, &report);
+    if to_stdout { output.report_aside(&summary, &text) } else { output.report(&summary, &text) }
+}
+
+/// What is read. Without a format it is what its bytes say, unless that is qcow2: then the caller
+/// has to say what is meant, since a guest may have written the look.
+fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
+    let path = &arguments.source;
+    let is_pipe = path.as_os_str() == "-";
+    let format = match arguments.format {
+        Some(format) => BaseFormat::from(format),
+        None if is_pipe => return Ok(ConvertSource::Packed(arguments.packed.at(path))),
+        None if probe_top(path)? == BaseFormat::Qcow2 => {
+            return Err(usage("the source begins as a qcow2 image, and its format is not stated")
+                .with_path(path)
+                .with_hint("add -f qcow2, or -f raw if a guest wrote that"));
+        }
+        None => return Ok(ConvertSource::Packed(arguments.packed.at(path))),
+    };
+    if is_pipe {
+        return match format {
+            BaseFormat::Raw => Ok(ConvertSource::Packed(arguments.packed.at(path))),
+            BaseFormat::Qcow2 => {
+                let label = PathBuf::from("standard input");
+                let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+                let stdin = stdin.map_err(|error| Error::io("open", &label, error))?;
+                let snapshot = arguments.snapshot.clone();
+                Ok(ConvertSource::Piped { reader: Box::new(stdin), label, snapshot })
+            }
+        };
+    }
+    let mut disk = disk.clone();
+    disk.snapshot.clone_from(&arguments.snapshot);
+    Ok(ConvertSource::Images(vec![DiskSpec { path: path.clone(), format, disk }]))
+}
+
+fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> {
+    let image = options::parse(&arguments.options)?;
+    let mut below = None;
+    let format = match arguments.target_format {
+        Target::Archive => {
+            raw_preallocation(&image.image)?;
+            TargetFormat::Archive(PackOptions::default())
+        }
+        Target::Raw => TargetFormat::Raw { preallocation: raw_preallocation(&image.image)? },
+        Target::Qcow2 => {
+            let name = arguments.backing.clone().or(image.backing_file.map(OsString::from));
+            let stated = arguments.backing_format.clone().or(image.backing_format);
+            let mut image = image.image;
+            match (name, stated) {
+                (None, None) => {}
+                (Some(_), None) => {
+                    return Err(usage("a backing file needs its format")
+                        .with_hint("add -F raw or -F qcow2"));
+                }
+                (None, Some(_)) => {
+                    return Err(usage("a backing format needs a backing file (-B)"));
+                }
+                (Some(name), Some(format)) => {
+                    let name = name.into_vec();
+                    let path = plain_path(&arguments.target, &name)?;
+                    let written = options::backing_format(&format);
+                    let format = options::base_format(&format)?;
+                    below = Some(Below::open(&DiskSpec { path, format, disk: disk.clone() })?);
+                    image = image.backing(BackingFile::new(name, written));
+                }
+            }
+            TargetFormat::Qcow2(image)
+        }
+    };
+    Ok(ConvertOptions {
+        size: image.size,
+        offset: arguments.offset,
+        length: arguments.length,
+        offload: if arguments.copy_offload { CopyOffload::Copy } else { CopyOffload::Share },
+        compress: arguments.compress,
+        sparse: arguments.sparse,
+        below,
+        into_existing: arguments.into_existing,
+        target_offset: arguments.target_offset,
+        target_is_zero: arguments.target_is_zero,
+        target: WritableDiskOptions {
+            disk: DiskOptions { locking: Locking::Auto, ..disk.clone() },
+            ..WritableDiskOptions::default()
+        },
+        salvage: arguments.salvage,
+        spill: Spill { folder: arguments.spill.clone(), limit: arguments.spill_limit },
+        threads: arguments.packed.threads(),
+        existing: if arguments.force { Existing::Replace } else { Existing::Refuse },
+        durability: if arguments.durable { Durability::Full } else { Durability::None },
+        ..ConvertOptions::new(format)
+    })
+}
+
+/// What of `-o` a raw target has: only how much space is taken at once.
+fn raw_preallocation(image: &CreateOptions) -> Result<Preallocation> {
+    let preallocation = image.wanted_preallocation();
+    if *image == CreateOptions::new(0).preallocation(preallocation) {
+        return Ok(preallocation);
+    }
+    Err(usage("a raw target has no options but size and preallocation").with_field("-o"))
+}
+
+fn into_stdout(
+    source: ConvertSource,
+    label: &Path,
+    options: &ConvertOptions,
+) -> Result<ConvertReport> {
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        return Err(usage("a disk is nothing for a terminal")
+            .with_hint("name a file, or send standard output to one"));
+    }
+    // Past the library's own buffer, which looks for ends of lines.
+    let mut file = stdout
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .map_err(|error| Error::io("write the disk", label, error))?;
+    convert(source, ConvertTarget::Writer { writer: &mut file, label }, options)
+}
+
+fn summary<'a>(arguments: &'a Arguments, label: &'a Path, report: &'a ConvertReport) -> Report<'a> {
+    let part = |part: &'a Unreadable| Part {
+        offset: part.offset,
+        length: part.length,
+        reason: &part.reason,
+    };
+    Report {
+        source: arguments.source.to_string_lossy(),
+        target: label.to_string_lossy(),
+        format: arguments.target_format.as_str(),
+        virtual_size: report.virtual_size,
+        stored: report.stored_bytes,
+        shared: report.shared_bytes,
+        copied_by_kernel: report.kernel_bytes,
+        compressed_clusters: report.compressed_clusters,
+        compressed_bytes: report.compressed_bytes,
+        zeroed: report.zeroed_bytes,
+        file_length: report.file_length,
+        spilled: report.spilled_bytes,
+        unreadable_bytes: report.unreadable.bytes,
+        unreadable: report.unreadable.parts.iter().map(part).collect(),
+        unreadable_cut: report.unreadable.cut,
+        threads: report.threads,
+        seconds: report.elapsed.as_secs_f64(),
+    }
+}
+
+fn text(label: &Path, report: &ConvertReport) -> String {
+    let mut text = format!(
+        "{}: {} virtual, {} stored",
+        label.display().to_string().escape_debug(),
+        size::human(report.virtual_size),
+        size::human(report.stored_bytes.saturating_add(report.compressed_bytes)),
+    );
+    for (bytes, how) in [(report.shared_bytes, "shared"), (report.kernel_bytes, "by the kernel")] {
+        if bytes > 0 {
+            text.push_str(&format!(", {} of it {how}", size::human(bytes)));
+        }
+    }
+    if report.compressed_clusters > 0 {
+        text.push_str(&format!(", {} clusters compressed", report.compressed_clusters));
+    }
+    if report.spilled_bytes > 0 {
+        text.push_str(&format!(", {} kept meanwhile", size::human(report.spilled_bytes)));
+    }
+    text.push_str(&format!(", {:.2} s", report.elapsed.as_secs_f64()));
+    if report.unreadable.bytes > 0 {
+        let bytes = size::human(report.unreadable.bytes);
+        text.push_str(&format!("\n{bytes} could not be read and are zeros:"));
+        for part in &report.unreadable.parts {
+            let (offset, length) = (part.offset, part.length);
+            text.push_str(&format!("\n  {offset:#x} {length} bytes: {}", part.reason));
+        }
+        if report.unreadable.cut {
+            text.push_str("\n  and more");
+        }
+    }
+    text
+}
+
+fn usage(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}

@@ -1,0 +1,434 @@
+//! A new image written together with its content, front to back, by whoever has the disk in order.
+//!
+//! ```text
+//! cluster  0        1 …                                                        end
+//!          [ header ][ data ][ L2 ][ data, payloads ][ refcounts ][ data ] … [ L1 ][ refcounts ]
+//!            last      ▲       ▲                       ▲                             and table
+//!                      │       when its part of        when all that a block
+//!                      in guest order   the disk is over   counts is decided
+//! ```
+//!
+//! Nobody reads the image before it is whole, so nothing has to be whole in between: clusters are
+//! handed out one after the other, each table is written once, and the header comes last. What is in
+//! memory is one L2 table, the L1 table, the refcount table, and the refcount blocks that may still
+//! change: one or two. The bytes follow from the calls alone.
+//!
+//! Callers: disk-engine's `sink::qcow2`.
+
+use crate::address::{GuestOffset, HostCluster, HostOffset};
+use crate::compressed::CompressedDescriptor;
+use crate::create::behind::WriteBehind;
+use crate::create::counting::Counting;
+use crate::create::tables::GuestTables;
+use crate::create::{CreateOptions, SECTOR_BYTES};
+use crate::error::{Error, OptionsError, RequestError, Result};
+use crate::feature::IncompatibleFeatures;
+use crate::geometry::{Geometry, REFCOUNT_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
+use crate::header::{Header, Version};
+use crate::image::Preallocation;
+use crate::io::WriteAt;
+use crate::l2::{L2Entry, SubclusterBitmap};
+
+/// A new image that is being filled: the guest's clusters, each at most once, in rising order.
+///
+/// Dropped before [`ImageFiller::finish`], the storage holds no header and so no image.
+#[derive(Debug)]
+pub struct ImageFiller<S> {
+    storage: WriteBehind<S>,
+    header: Header,
+    preallocation: Preallocation,
+    tables: GuestTables,
+    counts: Counting,
+    /// The first host cluster that is not handed out.
+    next: u64,
+    /// Where the last payload ended, if the next one may begin in the same cluster.
+    payload_end: Option<u64>,
+    /// Where the next cluster of the disk may be.
+    guest: u64,
+}
+
+impl CreateOptions {
+    /// Starts the image in `storage`, which is emptied. The preallocation is
+    /// [`ImageFiller::reserve`]'s to make.
+    ///
+    /// # Errors
+    ///
+    /// As [`CreateOptions::plan`]; [`Error::Io`] from the storage.
+    pub fn fill<S: WriteAt>(&self, storage: S) -> Result<ImageFiller<S>> {
+        let plan = self.plan()?;
+        let header = plan.header().clone();
+        if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
+            storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
+        }
+        let geometry = header.geometry();
+        let mut counts = Counting::new(geometry);
+        // The header's cluster.
+        counts.add(0, 1)?;
+        Ok(ImageFiller {
+            storage: WriteBehind::new(storage),
+            preallocation: self.preallocation,
+            tables: GuestTables::new(geometry)?,
+            counts,
+            next: 1,
+            payload_end: None,
+            guest: 0,
+            header,
+        })
+    }
+}
+
+impl<S: WriteAt> ImageFiller<S> {
+    /// The image's header, but for where its tables lie.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The storage of the image, for who writes what [`ImageFiller::place`] has made room for.
+    #[must_use]
+    pub fn storage(&self) -> &S {
+        self.storage.storage()
+    }
+
+    /// How much space the image takes from its storage at once.
+    #[must_use]
+    pub fn preallocation(&self) -> Preallocation {
+        self.preallocation
+    }
+
+    /// Length of the storage so far, in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.next.saturating_mul(self.geometry().cluster_bits.bytes())
+    }
+
+    /// Makes the disk `virtual_size` bytes long, rounded up to whole sectors of 512.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Options`] if no image can be that large; [`RequestError::OutOfRange`] if a cluster
+    /// behind it was given something.
+    pub fn set_virtual_size(&mut self, virtual_size: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let max = geometry.max_virtual_size();
+        let size = virtual_size.checked_next_multiple_of(SECTOR_BYTES).filter(|size| *size <= max);
+        let size = size.ok_or(OptionsError::VirtualSize { size: virtual_size, max })?;
+        if geometry.cluster_bits.clusters(size) < self.guest {
+            let length = self.guest.saturating_mul(geometry.cluster_bits.bytes());
+            return Err(RequestError::OutOfRange { offset: 0, length, size }.into());
+        }
+        self.header.virtual_size = size;
+        // At most 2^22 entries.
+        self.header.l1_size = u32::try_from(geometry.l1_entries(size)).unwrap_or(u32::MAX);
+        Ok(())
+    }
+
+    /// Gives `clusters` clusters of the disk from `guest` on a place in one piece, and says where; the
+    /// caller writes them. What is not written reads as zeros. With an external data file that is
+    /// where they lie in it.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::OutOfRange`] if `guest` is no cluster of the disk that lies behind all
+    /// before it; [`RequestError::Full`]; [`Error::Io`] from the storage.
+    pub fn place(&mut self, guest: GuestOffset, clusters: u64) -> Result<HostOffset> {
+        let bitmap = SubclusterBitmap(0).with_allocated(0..32);
+        self.place_with(guest, clusters, bitmap)
+    }
+
+    /// Stores `bytes`, whole clusters, as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`].
+    pub fn write(&mut self, guest: GuestOffset, bytes: &[u8]) -> Result<()> {
+        let cluster_bits = self.geometry().cluster_bits;
+        let host = self.place(guest, cluster_bits.clusters(bytes.len() as u64))?;
+        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+    }
+
+    /// As [`ImageFiller::write`], of one cluster with extended L2 entries, of which `bitmap` says what
+    /// is stored and what reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`].
+    pub fn write_subclusters(
+        &mut self,
+        guest: GuestOffset,
+        bytes: &[u8],
+        bitmap: SubclusterBitmap,
+    ) -> Result<()> {
+        let host = self.place_with(guest, 1, bitmap)?;
+        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+    }
+
+    /// Stores the cluster at `guest` as `payload`, what an
+    /// [`Encoder`](crate::compressed::Encoder) made of it; `false` if that cannot be, and the
+    /// cluster is still to be stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`]; [`RequestError::CompressedWithDataFile`].
+    pub fn write_compressed(&mut self, guest: GuestOffset, payload: &[u8]) -> Result<bool> {
+        if self.has_data_file() {
+            return Err(RequestError::CompressedWithDataFile.into());
+        }
+        self.check(guest, 1)?;
+        let cluster_bits = self.geometry().cluster_bits;
+        let length = payload.len() as u64;
+        let host = self.payload_place(length)?;
+        let Some(descriptor) = CompressedDescriptor::new(host, length, cluster_bits) else {
+            return Ok(false);
+        };
+        let last = host.0.saturating_add(length).saturating_sub(1) >> cluster_bits.to_u32();
+        let first = host.0 >> cluster_bits.to_u32();
+        self.next = self.next.max(last.saturating_add(1));
+        self.counts.add(first, last.saturating_sub(first).saturating_add(1))?;
+        self.payload_end = Some(host.0.saturating_add(length));
+        self.storage
+            .write(payload, host.0)
+            .map_err(Error::io("write a compressed cluster", host.0))?;
+        let entry = L2Entry::compressed(descriptor.encode(cluster_bits));
+        self.map(guest, entry, SubclusterBitmap(0))?;
+        self.pass(guest, 1);
+        self.write_counts()?;
+        Ok(true)
+    }
+
+    /// Has `clusters` clusters from `guest` on read as zeros, whatever lies below. Version 2 has no
+    /// other way than to store them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`].
+    pub fn zero(&mut self, guest: GuestOffset, clusters: u64) -> Result<()> {
+        if self.header.version() == Version::V2 {
+            return self.place(guest, clusters).map(drop);
+        }
+        self.check(guest, clusters)?;
+        let (entry, bitmap) = match self.geometry().extended_l2 {
+            true => (0, SubclusterBitmap::ALL_ZERO),
+            false => (L2Entry::zero(None), SubclusterBitmap(0)),
+        };
+        self.map_all(guest, clusters, |_| entry, bitmap)
+    }
+
+    /// Has the subclusters of the cluster at `guest` that `bitmap` says read as zeros, and leaves the
+    /// others to what lies below. Nothing of it is stored. With extended L2 entries only.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`].
+    pub fn zero_subclusters(&mut self, guest: GuestOffset, bitmap: SubclusterBitmap) -> Result<()> {
+        self.check(guest, 1)?;
+        self.map_all(guest, 1, |_| 0, bitmap)
+    }
+
+    /// Takes space for `clusters` clusters from `guest` on as the image's preallocation says; they
+    /// read as zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageFiller::place`].
+    pub fn reserve(&mut self, guest: GuestOffset, clusters: u64) -> Result<()> {
+        let length = clusters.saturating_mul(self.geometry().cluster_bits.bytes());
+        let host = self.place(guest, clusters)?;
+        if self.has_data_file() {
+            return Ok(());
+        }
+        let storage = self.storage.storage();
+        match self.preallocation {
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc => storage.allocate_at(host.0, length),
+            Preallocation::Full => storage.write_all_zeros_at(host.0, length),
+        }
+        .map_err(Error::io("take space for the image", host.0))
+    }
+
+    /// Writes what is left: tables, refcounts, and then the header. Nothing is flushed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] from the storage, which holds no image then; [`RequestError::Full`].
+    pub fn finish(mut self) -> Result<(Header, S)> {
+        let geometry = self.geometry();
+        self.end_table()?;
+        self.payload_end = None;
+        let l1 = self.tables.l1_bytes(self.header.l1_size());
+        let clusters = geometry.cluster_bits.clusters(l1.len() as u64);
+        let at = self.take(clusters)?;
+        if clusters > 0 {
+            self.storage.write(&l1, at.0).map_err(Error::io("write the L1 table", at.0))?;
+            self.header.l1_table_offset = at;
+        }
+        self.write_counts()?;
+        self.finish_counts()?;
+        let length = self.length();
+        let storage = self.storage.finish().map_err(Error::io("write the image", length))?;
+        storage.set_length(length).map_err(Error::io("set the image's length", length))?;
+        let bytes = self.header.encode()?;
+        storage.write_all_at(&bytes, 0).map_err(Error::io("write the header", 0))?;
+        Ok((self.header, storage))
+    }
+
+    /// Gives the storage back, which holds no image.
+    #[must_use]
+    pub fn into_storage(self) -> S {
+        self.storage.into_storage()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.header.geometry()
+    }
+
+    fn has_data_file(&self) -> bool {
+        self.header.incompatible_features().contains(IncompatibleFeatures::EXTERNAL_DATA_FILE)
+    }
+
+    fn check(&self, guest: GuestOffset, clusters: u64) -> Result<()> {
+        let cluster_bits = self.geometry().cluster_bits;
+        let size = self.header.virtual_size();
+        let last = cluster_bits.clusters(size);
+        let first = guest.0 >> cluster_bits.to_u32();
+        let inside = first.checked_add(clusters).is_some_and(|end| end <= last);
+        if cluster_bits.is_aligned(guest.0) && inside && first >= self.guest {
+            return Ok(());
+        }
+        let length = clusters.saturating_mul(cluster_bits.bytes());
+        Err(RequestError::OutOfRange { offset: guest.0, length, size }.into())
+    }
+
+    /// All clusters before the end of these are decided.
+    fn pass(&mut self, guest: GuestOffset, clusters: u64) {
+        let first = guest.0 >> self.geometry().cluster_bits.to_u32();
+        self.guest = first.saturating_add(clusters);
+    }
+
+    fn place_with(
+        &mut self,
+        guest: GuestOffset,
+        clusters: u64,
+        bitmap: SubclusterBitmap,
+    ) -> Result<HostOffset> {
+        self.check(guest, clusters)?;
+        let bytes = self.geometry().cluster_bits.bytes();
+        let host = if self.has_data_file() { HostOffset(guest.0) } else { self.take(clusters)? };
+        let entry = |index: u64| {
+            L2Entry::standard(HostOffset(host.0.saturating_add(index.saturating_mul(bytes))))
+        };
+        self.map_all(guest, clusters, entry, bitmap)?;
+        Ok(host)
+    }
+
+    fn map_all(
+        &mut self,
+        guest: GuestOffset,
+        clusters: u64,
+        entry: impl Fn(u64) -> u64,
+        bitmap: SubclusterBitmap,
+    ) -> Result<()> {
+        let bytes = self.geometry().cluster_bits.bytes();
+        for index in 0..clusters {
+            let at = GuestOffset(guest.0.saturating_add(index.saturating_mul(bytes)));
+            self.map(at, entry(index), bitmap)?;
+        }
+        self.pass(guest, clusters);
+        self.write_counts()
+    }
+
+    /// Sets one entry; the table before is written if this one lies in the next.
+    fn map(&mut self, guest: GuestOffset, entry: u64, bitmap: SubclusterBitmap) -> Result<()> {
+        if !self.tables.holds(guest) {
+            self.end_table()?;
+        }
+        self.tables.set(guest, entry, bitmap);
+        Ok(())
+    }
+
+    fn end_table(&mut self) -> Result<()> {
+        let Some((index, bytes)) = self.tables.take() else { return Ok(()) };
+        let at = self.take(1)?;
+        self.storage.write(&bytes, at.0).map_err(Error::io("write an L2 table", at.0))?;
+        self.tables.link(index, at, bytes);
+        Ok(())
+    }
+
+    /// Hands out clusters, each counted once.
+    fn take(&mut self, clusters: u64) -> Result<HostOffset> {
+        let first = self.next;
+        self.counts.add(first, clusters)?;
+        self.next = first.saturating_add(clusters);
+        Ok(self.geometry().cluster_bits.offset_of(HostCluster(first)))
+    }
+
+    /// Where a payload of `length` bytes goes: behind the one before, if that leads to no gap and
+    /// the shared cluster can count one more.
+    fn payload_place(&self, length: u64) -> Result<HostOffset> {
+        let cluster_bits = self.geometry().cluster_bits;
+        let fresh = cluster_bits.offset_of(HostCluster(self.next));
+        let Some(end) = self.payload_end.filter(|end| !cluster_bits.is_aligned(*end)) else {
+            return Ok(fresh);
+        };
+        let cluster = end >> cluster_bits.to_u32();
+        let fits = cluster_bits.offset_in_cluster(end) + length <= cluster_bits.bytes();
+        let goes_on = fits || self.next == cluster.saturating_add(1);
+        Ok(if goes_on && self.counts.may_add(cluster) { HostOffset(end) } else { fresh })
+    }
+
+    /// Writes the refcount blocks whose clusters are all decided.
+    fn write_counts(&mut self) -> Result<()> {
+        let cluster_bits = self.geometry().cluster_bits;
+        let open = self.payload_end.filter(|end| !cluster_bits.is_aligned(*end));
+        let decided = open.map_or(self.next, |end| end >> cluster_bits.to_u32());
+        while let Some((index, block)) = self.counts.take_below(decided) {
+            let at = self.take(1)?;
+            self.storage.write(&block, at.0).map_err(Error::io("write a refcount block", at.0))?;
+            self.counts.set_place(index, at)?;
+        }
+        Ok(())
+    }
+
+    /// The blocks that are left count themselves and the refcount table.
+    fn finish_counts(&mut self) -> Result<()> {
+        let geometry = self.geometry();
+        let per_block = geometry.refcounts_per_block();
+        let placed = self.counts.placed();
+        let (mut blocks, mut table) = (0, 0);
+        loop {
+            let end = self.next.saturating_add(blocks).saturating_add(table);
+            let all = end.div_ceil(per_block);
+            let wanted = (
+                all.saturating_sub(placed),
+                geometry.cluster_bits.clusters(all.saturating_mul(TABLE_ENTRY_BYTES)),
+            );
+            if wanted == (blocks, table) {
+                break;
+            }
+            // Both only ever grow, and stop growing where they count themselves.
+            (blocks, table) = wanted;
+        }
+        if table.saturating_mul(geometry.cluster_bits.bytes()) > REFCOUNT_TABLE_MAX_BYTES {
+            return Err(RequestError::Full { max: REFCOUNT_TABLE_MAX_BYTES }.into());
+        }
+        let first = self.take(blocks)?;
+        let table_at = self.take(table)?;
+        let mut at = first.0;
+        let decided = self.next.next_multiple_of(per_block);
+        while let Some((index, block)) = self.counts.take_below(decided) {
+            self.storage.write(&block, at).map_err(Error::io("write a refcount block", at))?;
+            self.counts.set_place(index, HostOffset(at))?;
+            at = at.saturating_add(geometry.cluster_bits.bytes());
+        }
+        let bytes = self.counts.table_bytes();
+        self.storage
+            .write(&bytes, table_at.0)
+            .map_err(Error::io("write the refcount table", table_at.0))?;
+        self.header.refcount_table_offset = table_at;
+        self.header.refcount_table_clusters = u32::try_from(table).unwrap_or(u32::MAX);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
