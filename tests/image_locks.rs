@@ -20,7 +20,7 @@ use std::time::Duration;
 use disk_engine::base::{BaseFormat, BaseImage};
 use disk_engine::disk::policy::BackingPolicy;
 use disk_engine::disk::{Disk, DiskContent, DiskOptions, Locking};
-use disk_engine::ops::info::info;
+use disk_engine::ops::info::{InfoOptions, info};
 use disk_engine::ops::pack::{PackOptions, pack};
 use disk_engine::sys::image_lock::{Access, Conflict, ImageLock, LockError, Permission};
 use disk_engine::{Error, ErrorKind};
@@ -261,7 +261,7 @@ fn a_vm_and_a_disk_share_a_base_and_nothing_else() {
     assert!(opened(&base, BaseFormat::Raw, Locking::On).is_ok());
     assert_eq!(lock(&base, Access::Write, Locking::On).err(), Some(NO_WRITERS));
     // Who only looks at headers is in nobody's way.
-    let report = info(&first, BaseFormat::Qcow2, &BackingPolicy::default()).unwrap();
+    let report = info(&first, BaseFormat::Qcow2, &InfoOptions::default()).unwrap();
     assert_eq!(report.backing_chain.len(), 1);
     assert!(attempt("info", "qcow2", &first).contains(NO_SHARED_WRITE));
 

@@ -3,6 +3,7 @@
 pub mod checker;
 pub mod convert_lab;
 pub mod disks;
+pub mod door;
 pub mod faults;
 pub mod faulty;
 pub mod io_lab;

@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     } else {
         BackingPolicy::Beneath(arguments.allow)
     };
-    let report = info(&arguments.file, format, &policy)?;
+    let report = info(&arguments.file, format, &policy.into())?;
     output.report(&report, &render(&report))
 }
 
@@ -101,6 +101,13 @@ fn render_image(image: &ImageInfo) -> String {
         if let Some(name) = &data.data_file {
             line("data file", name);
         }
+        for bitmap in &data.bitmaps {
+            let flags: String = bitmap.flags.iter().map(|flag| format!(", {flag}")).collect();
+            line("bitmap", &format!("{}, {} bytes a bit{flags}", bitmap.name, bitmap.granularity));
+        }
+        if let Some(encrypt) = &data.encrypt {
+            line("encryption", encrypt.format);
+        }
     }
     if let Some(header) = &image.header {
         line("l1 table", &format!("{} entries at {:#x}", header.l1_size, header.l1_table_offset));
@@ -112,6 +119,9 @@ fn render_image(image: &ImageInfo) -> String {
             ),
         );
         line("snapshots", &header.nb_snapshots.to_string());
+        for snapshot in &image.snapshots {
+            line("snapshot", &format!("{} {}", snapshot.id, snapshot.name));
+        }
         for extension in &header.extensions {
             line("extension", extension);
         }

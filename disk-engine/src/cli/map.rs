@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
 
 /// For whom the map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
+pub(crate) enum Form {
     Human,
     Json,
 }
@@ -73,23 +73,35 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     }
 }
 
-fn closed_pipe(error: &Error) -> bool {
+/// What has no place that could be shown to a person.
+#[derive(Debug, thiserror::Error)]
+#[error("compressed clusters have no place of their own")]
+pub(crate) struct Unmappable;
+
+impl Unmappable {
+    /// Whether that is why a map ended.
+    pub(crate) fn caused(error: &Error) -> bool {
+        std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<Self>)
+    }
+}
+
+pub(crate) fn closed_pipe(error: &Error) -> bool {
     error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The map as it is written, entry by entry.
-struct Page<W: Write> {
+pub(crate) struct Page<W: Write> {
     to: BufWriter<W>,
     form: Form,
     started: bool,
 }
 
 impl<W: Write> Page<W> {
-    fn new(to: W, form: Form) -> Self {
+    pub(crate) fn new(to: W, form: Form) -> Self {
         Self { to: BufWriter::new(to), form, started: false }
     }
 
-    fn entry(&mut self, entry: &MapEntry<'_>) -> Result<()> {
+    pub(crate) fn entry(&mut self, entry: &MapEntry<'_>) -> Result<()> {
         self.start()?;
         let first = !std::mem::replace(&mut self.started, true);
         match self.form {
@@ -100,6 +112,7 @@ impl<W: Write> Page<W> {
                     "what is stored compressed has no place that could be shown",
                 )
                 .with_path(entry.filename)
+                .with_source(Unmappable)
                 .with_hint("--output json shows it"));
             }
             Form::Human if entry.data && !entry.zero => self.row(entry),
@@ -109,7 +122,7 @@ impl<W: Write> Page<W> {
     }
 
     /// Ends the page: whole, or as far as it got.
-    fn end(mut self, whole: bool) -> Result<()> {
+    pub(crate) fn end(mut self, whole: bool) -> Result<()> {
         if whole {
             self.start()?;
         }

@@ -6,6 +6,7 @@
 //! progress  long work, drawn for a person
 //! size      "50G", "1.5T", "4096"
 //! duration  "7d", "12h"
+//! qemu_img  qemu-img's own command line, answered
 //! one file per command: fill options, call one operation, render one report
 //! ```
 //!
@@ -40,6 +41,7 @@ mod overlay;
 mod pack;
 mod prepare;
 mod progress;
+mod qemu_img;
 mod rebase;
 mod size;
 mod source;
@@ -53,6 +55,10 @@ use crate::error::{Error, ErrorKind};
 use crate::sys::signal;
 pub(crate) use output::Output;
 
+/// What clap does not know: the door has a command line of its own.
+const AFTER_HELP: &str = "Called by the name qemu-img, or as disk-engine qemu-img …, this program answers \
+    qemu-img's command line.";
+
 /// As documented above and in the README.
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 the command line was wrong; 3 the input is \
     corrupt or does not match; 4 no space; 5 someone else has it: timed out waiting, or an image is \
@@ -60,7 +66,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 the command line was w
 
 /// One compressed image archive in, any number of thin VM disks out.
 #[derive(Debug, Parser)]
-#[command(name = "disk-engine", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "disk-engine", version, about, max_term_width = 100, after_help = format!("{EXIT_CODES}\n\n{AFTER_HELP}"))]
 struct Arguments {
     /// Print the report (and any error) as JSON
     #[arg(long, global = true)]
@@ -95,6 +101,14 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     signal::survive_file_size_limit();
+    let mut words = std::env::args_os();
+    let program = words.next();
+    if qemu_img::is_called(program.as_deref()) {
+        return qemu_img::main(words.collect());
+    }
+    if words.next().is_some_and(|word| word == qemu_img::NAME) {
+        return qemu_img::main(words.collect());
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() && json_wanted() => {

@@ -72,6 +72,21 @@ impl Chain {
         Self::open_for(Access::Read, path, format, policy, Locking::Off)
     }
 
+    /// As [`Chain::open`], with each image locked as `locking` says.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] if another process has an image in a way that forbids this; otherwise as
+    /// [`Chain::open`].
+    pub fn open_locked(
+        path: &Path,
+        format: BaseFormat,
+        policy: &BackingPolicy,
+        locking: Locking,
+    ) -> Result<Self> {
+        Self::open_for(Access::Read, path, format, policy, locking)
+    }
+
     /// As [`Chain::open`], with the top open for `access` and each image locked.
     ///
     /// # Errors

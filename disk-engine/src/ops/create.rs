@@ -1,8 +1,14 @@
-//! `create`: a new qcow2 image under a name, whole or not at all.
+//! `create`: a new image under a name, qcow2 or raw, whole or not at all.
 //!
-//! The files it takes are `files`'. Callers: the command line, and whoever makes images.
+//! ```text
+//! files   the files of a new qcow2 image: one, or two with an external data file
+//! raw     a raw disk
+//! ```
+//!
+//! Callers: the command line, and whoever makes images.
 
 mod files;
+mod raw;
 
 use std::path::Path;
 
@@ -14,6 +20,7 @@ use crate::disk::policy::plain_path;
 use crate::error::Result;
 use crate::sys::pending::{Durability, Existing, FileMode};
 pub(crate) use files::NewFiles;
+pub use raw::create_raw;
 
 /// How the new file is put in place.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,9 @@
 //! `info`: what an image says of itself and of what it stands on, in qemu-img's field names.
 //!
-//! Names found inside an image are printed; they are opened only as far as the policy allows.
+//! Names found inside an image are printed; they are opened only as far as the policy allows. Tables
+//! are read as far as they tell what is listed; the guest's data is not.
+
+mod listed;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +21,34 @@ use crate::disk::policy::BackingPolicy;
 use crate::error::Result;
 use crate::ops::names;
 use crate::overlay::BaseIdentity;
+use crate::sys::image_lock::Locking;
+pub use listed::{
+    BitmapInfo, ChildInfo, EncryptInfo, FileInfo, FileSpecific, LuksInfo, Nothing, SlotInfo,
+    SnapshotInfo,
+};
+
+/// How an image is looked at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct InfoOptions {
+    /// Which backing files may be opened.
+    pub policy: BackingPolicy,
+    /// Whether the images are locked; they are not unless said otherwise, so that a running VM's can
+    /// be looked at.
+    pub locking: Locking,
+}
+
+impl Default for InfoOptions {
+    fn default() -> Self {
+        Self { policy: BackingPolicy::default(), locking: Locking::Off }
+    }
+}
+
+impl From<BackingPolicy> for InfoOptions {
+    fn from(policy: BackingPolicy) -> Self {
+        Self { policy, ..Self::default() }
+    }
+}
 
 /// An image and its chain.
 #[derive(Clone, Debug, Serialize)]
@@ -53,6 +84,11 @@ pub struct ImageInfo {
     pub format: &'static str,
     /// Which part it plays when a VM runs.
     pub role: Role,
+    /// The file it lies in.
+    pub children: Vec<ChildInfo>,
+    /// Its internal snapshots, if it has any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotInfo>,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
     /// Bytes it takes on its file system.
@@ -104,8 +140,14 @@ pub struct Qcow2Info {
     /// Whether refcount updates may be postponed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lazy_refcounts: Option<bool>,
+    /// Its persistent bitmaps, if it has any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapInfo>,
     /// The refcount width in bits.
     pub refcount_bits: u32,
+    /// How the guest's data is encrypted, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypt: Option<EncryptInfo>,
     /// Whether the image is marked corrupt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corrupt: Option<bool>,
@@ -149,23 +191,27 @@ pub struct HeaderInfo {
     pub extensions: Vec<String>,
 }
 
-/// Looks at the image at `path` in the format the caller states, and at its chain as far as
-/// `policy` allows.
+/// Looks at the image at `path` in the format the caller states, and at its chain as far as the policy
+/// allows.
 ///
 /// # Errors
 ///
-/// As [`Chain::open`].
-pub fn info(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<InfoReport> {
-    let chain = Chain::open(path, format, policy)?;
-    let mut images = chain.images.iter().enumerate().map(|(depth, image)| {
+/// As [`Chain::open`]; [`crate::ErrorKind::Busy`] if images are locked and another process has one;
+/// snapshots, bitmaps or a LUKS header that are damaged or cannot be read.
+pub fn info(path: &Path, format: BaseFormat, options: &InfoOptions) -> Result<InfoReport> {
+    let chain = Chain::open_locked(path, format, &options.policy, options.locking)?;
+    let count = chain.images.len();
+    let mut images = Vec::new();
+    for (depth, image) in chain.images.iter().enumerate() {
         // A qcow2 image on top takes writes; whatever lies below is only read.
         let role = match (depth, image.format) {
             (0, BaseFormat::Qcow2) => Role::ReadWritePerVm,
-            (0, BaseFormat::Raw) if chain.images.len() == 1 => Role::ReadWritePerVm,
+            (0, BaseFormat::Raw) if count == 1 => Role::ReadWritePerVm,
             _ => Role::ReadOnlyShared,
         };
-        ImageInfo::of(image, role, path)
-    });
+        images.push(ImageInfo::of(image, role, path)?);
+    }
+    let mut images = images.into_iter();
     let Some(image) = images.next() else {
         return Err(
             crate::Error::new(crate::ErrorKind::Corrupt, "the chain is empty").with_path(path)
@@ -179,14 +225,27 @@ pub fn info(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<I
 }
 
 impl ImageInfo {
-    fn of(image: &ChainImage, role: Role, top: &Path) -> Self {
+    fn of(image: &ChainImage, role: Role, top: &Path) -> Result<Self> {
         let header = image.header.as_ref();
         let name = header.and_then(Header::backing_file);
         let shown = |path: &Path| text(names::reported(top, path).as_os_str().as_bytes());
-        Self {
+        let specific = match header {
+            None => None,
+            Some(header) => Some(FormatSpecific {
+                kind: "qcow2",
+                data: Qcow2Info {
+                    bitmaps: image.bitmaps()?.iter().map(BitmapInfo::of).collect(),
+                    encrypt: EncryptInfo::of(image)?,
+                    ..Qcow2Info::of(header)
+                },
+            }),
+        };
+        Ok(Self {
             filename: shown(&image.path),
             format: image.format.as_str(),
             role,
+            children: vec![ChildInfo::of(image, shown(&image.path))?],
+            snapshots: image.snapshots()?.iter().map(SnapshotInfo::of).collect(),
             virtual_size: image.virtual_size,
             actual_size: image.actual_size,
             dirty_flag: header.is_some_and(|header| {
@@ -199,10 +258,9 @@ impl ImageInfo {
             backing_filename: name.map(text),
             full_backing_filename: name.map(|name| shown(&full_path(&image.path, name))),
             backing_filename_format: header.and_then(Header::backing_format).map(text),
-            format_specific: header
-                .map(|header| FormatSpecific { kind: "qcow2", data: Qcow2Info::of(header) }),
+            format_specific: specific,
             header: header.map(HeaderInfo::of),
-        }
+        })
     }
 }
 
@@ -216,7 +274,9 @@ impl Qcow2Info {
             compression_type: header.compression_type().as_str(),
             lazy_refcounts: v3
                 .then(|| header.compatible_features().contains(CompatibleFeatures::LAZY_REFCOUNTS)),
+            bitmaps: Vec::new(),
             refcount_bits: header.geometry().refcount_order.bits(),
+            encrypt: None,
             corrupt: v3.then(|| incompatible.contains(IncompatibleFeatures::CORRUPT)),
             extended_l2: v3.then(|| header.geometry().extended_l2),
             data_file: header.external_data_file().map(text),

@@ -8,6 +8,7 @@
 //! host      who and where we are: user, host, boot
 //! image_file  the file an image lies in: written, zeroed, punched, flushed
 //! image_lock  the byte ranges QEMU locks in an image it has open
+//! local_time  a moment as the clock on the wall shows it
 //! lock      advisory locks on open files, and who released what
 //! mount     what is mounted where, with which options
 //! open      files that may not be what their names say
@@ -27,6 +28,7 @@ pub mod file_system;
 pub mod host;
 pub mod image_file;
 pub mod image_lock;
+pub mod local_time;
 pub mod lock;
 pub mod mount;
 pub mod open;

@@ -128,6 +128,10 @@ pub(crate) struct Surroundings {
 }
 
 impl HeaderExtension {
+    /// The type of the bitmaps extension, which is `Unknown` where its autoclear bit does not vouch for it
+    /// and it is not well-formed.
+    pub const BITMAPS: u32 = extension_type::BITMAPS;
+
     /// An extension the specification does not know.
     pub(crate) fn unknown(extension_type: u32, data: Vec<u8>) -> Result<Self, OptionsError> {
         if extension_type == extension_type::END || is_known(extension_type) {

@@ -90,7 +90,7 @@ impl NewFiles {
 }
 
 /// The new file as a storage.
-fn storage_of(pending: &PendingFile, path: &Path) -> Result<ImageFile> {
+pub(super) fn storage_of(pending: &PendingFile, path: &Path) -> Result<ImageFile> {
     // Nobody else can have a file open that has no name yet.
     let file = pending.file().try_clone();
     let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;

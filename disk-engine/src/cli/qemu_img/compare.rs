@@ -1,0 +1,135 @@
+//! `qemu-img compare`.
+
+use std::ffi::OsString;
+use std::sync::Mutex;
+
+use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::image::Naming;
+use super::{Outcome, Stop, complaint, next_option, print};
+use crate::cli::compare::render;
+use crate::control::{Control, Event};
+use crate::ops::compare::{CompareError, CompareOptions, Step, Which, compare};
+
+const KNOWN: &[Known] = &[
+    flag(b'h', "help"),
+    value(b'f', "a-format"),
+    value(b'F', "b-format"),
+    value(b'T', "cache"),
+    flag(b'p', "progress"),
+    flag(b'q', "quiet"),
+    flag(b's', "strict"),
+    flag(b'U', "force-share"),
+    long_value("object"),
+    long("image-opts"),
+];
+
+/// Cache modes that qemu-img knows. They change nothing here: whatever is read goes through the host's
+/// cache, which is one for all programs.
+pub(super) fn is_cache_mode(word: &str) -> bool {
+    matches!(word, "none" | "off" | "directsync" | "writeback" | "unsafe" | "writethrough")
+}
+
+pub(super) fn run(words: Vec<OsString>) -> Outcome {
+    let mut words = Words::new(words, KNOWN);
+    let (mut first, mut second) = (Naming::default(), Naming::default());
+    let (mut progress, mut quiet) = (false, false);
+    let mut cache = "writeback".to_owned();
+    let mut options = CompareOptions::default();
+    while let Some(found) = next_option("compare", &mut words)? {
+        match found.name {
+            "a-format" => first.format = Some(found.text()),
+            "b-format" => second.format = Some(found.text()),
+            "cache" => cache = found.text(),
+            "progress" => progress = true,
+            "quiet" => quiet = true,
+            "strict" => options.strict = true,
+            "force-share" => (first.force_share, second.force_share) = (true, true),
+            "image-opts" => (first.image_opts, second.image_opts) = (true, true),
+            _ => {}
+        }
+    }
+    let operands = words.operands();
+    let [one, other] = operands.as_slice() else {
+        return Err(Stop::usage("Expecting two image file names"));
+    };
+    if !is_cache_mode(&cache) {
+        return Err(Stop::said(format!("Invalid source cache option: {cache}")).with_code(2));
+    }
+    let open = |naming: &Naming, word| {
+        let named = naming.resolve(word)?;
+        named.check(None).map(|()| named)
+    };
+    let progress = progress && !quiet;
+    let (one, other) = match open(&first, one).and_then(|one| Ok((one, open(&second, other)?))) {
+        Ok(both) => both,
+        Err(stop) => {
+            if progress {
+                print("\n");
+            }
+            return Err(stop.with_code(2));
+        }
+    };
+    (options.first, options.second) = (one.disk(), other.disk());
+    if progress {
+        options.control = shown();
+    }
+    let compared = compare((&one.path, one.format), (&other.path, other.format), &options);
+    if progress && compared.as_ref().is_ok_and(|report| report.identical) {
+        print("    (100.00/100%)\r");
+    }
+    let outcome = match compared {
+        Ok(report) => {
+            if !quiet {
+                print(&render(&report));
+            }
+            Ok(u8::from(!report.identical))
+        }
+        Err(error) => {
+            let named = if error.which == Which::First { &one } else { &other };
+            let CompareError { step, offset, error, .. } = error;
+            let cause =
+                error.io_error().map_or_else(|| complaint::own(&error), complaint::strerror);
+            let (path, code) = (&named.shown, exit_code(step));
+            Err(match step {
+                Step::Open => complaint::not_opened(named, &error),
+                Step::Map => {
+                    Stop::said(format!("Sector allocation test failed for {path}: {cause}"))
+                }
+                Step::Read => {
+                    Stop::said(format!("Error while reading offset {offset} of {path}: {cause}"))
+                }
+            }
+            .with_code(code))
+        }
+    };
+    if progress {
+        print("\n");
+    }
+    outcome
+}
+
+fn exit_code(step: Step) -> u8 {
+    match step {
+        Step::Open => 2,
+        Step::Map => 3,
+        Step::Read => 4,
+    }
+}
+
+/// Progress as qemu-img draws it: on standard output, every two percent.
+fn shown() -> Control {
+    let drawn = Mutex::new(-1.0);
+    Control::new().with_observer(move |event| {
+        let Event::Comparing { compared_bytes, total_bytes } = event else { return };
+        #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+        let percent = *compared_bytes as f64 * 100.0 / (*total_bytes).max(1) as f64;
+        if *compared_bytes == 0 && *total_bytes == 0 {
+            return;
+        }
+        let mut drawn = drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *drawn < 0.0 || percent >= *drawn + 2.0 {
+            *drawn = percent;
+            print(&format!("    ({percent:.2}/100%)\r"));
+        }
+    })
+}

@@ -1,0 +1,416 @@
+//! `qemu-img create`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use qcow2_format::create::{BackingFile, BackingFormat};
+use qcow2_format::header::{CompressionType, Version};
+use qcow2_format::image::Preallocation;
+use qcow2_format::{ClusterBits, CreateOptions, RefcountOrder};
+
+use super::getopt::{Known, Words, flag, long_value, value};
+use super::image::{self, Naming};
+use super::number::{self, SIZE_MAX};
+use super::opts::{self, Opts, Target};
+use super::{Outcome, Stop, complaint, next_option, print, warn};
+use crate::disk::chain::Chain;
+use crate::disk::policy::BackingPolicy;
+use crate::disk::sectors::{SECTOR, whole_sectors};
+use crate::error::{Error, ErrorKind};
+use crate::ops::create::{CreateFileOptions, create, create_raw};
+use crate::sys::pending::Existing;
+
+const KNOWN: &[Known] = &[
+    flag(b'h', "help"),
+    flag(b'q', "quiet"),
+    long_value("object"),
+    value(b'f', "format"),
+    value(b'o', "options"),
+    value(b'b', "backing"),
+    value(b'F', "backing-format"),
+    flag(b'u', "backing-unsafe"),
+];
+
+pub(super) fn run(words: Vec<OsString>) -> Outcome {
+    let mut words = Words::new(words, KNOWN);
+    let mut new = New { format: "raw".to_owned(), ..New::default() };
+    let mut list = None;
+    while let Some(found) = next_option("create", &mut words)? {
+        match found.name {
+            "format" => new.format = found.text(),
+            "backing" => new.backing = Some(found.argument),
+            "backing-format" => new.backing_format = Some(found.text()),
+            "backing-unsafe" => new.unchecked = true,
+            "options" => opts::add(&mut list, &found.text())?,
+            "quiet" => new.quiet = true,
+            // Keys: an image that needs one is not made.
+            _ => {}
+        }
+    }
+    let operands = words.operands();
+    let mut operands = operands.iter();
+    let filename = operands.next();
+    if list.as_deref().is_some_and(opts::asks_help) {
+        return help(&new.format, filename.is_some());
+    }
+    let filename = filename.ok_or_else(|| Stop::usage("Expecting image file name"))?;
+    if let Some(size) = operands.next() {
+        let size = size.to_string_lossy();
+        new.size = Some(number::bounded(&size, "image size", 0, SIZE_MAX)?);
+    }
+    if let Some(more) = operands.next() {
+        let more = more.to_string_lossy();
+        return Err(Stop::usage(format!("Unexpected argument: {more}")));
+    }
+    let shown = filename.to_string_lossy().into_owned();
+    new.make(filename, list.as_deref())
+        .map(|()| 0)
+        .map_err(|text| Stop::said(format!("{shown}: {text}")))
+}
+
+fn help(format: &str, file: bool) -> Outcome {
+    match target(format) {
+        Ok(target) => {
+            print(&opts::help(target, format, file));
+            Ok(0)
+        }
+        Err(text) => Err(Stop::said(text)),
+    }
+}
+
+/// The format that images are to be made in.
+pub(super) fn target(format: &str) -> Result<Target, String> {
+    match format {
+        "raw" => Ok(Target::Raw),
+        "qcow2" => Ok(Target::Qcow2),
+        other if image::is_known(other) => Err(image::unsupported(other)),
+        other => Err(format!("Unknown file format '{other}'")),
+    }
+}
+
+/// An image that is to be made.
+#[derive(Debug, Default)]
+pub(super) struct New {
+    pub(super) format: String,
+    pub(super) backing: Option<OsString>,
+    pub(super) backing_format: Option<String>,
+    pub(super) unchecked: bool,
+    pub(super) size: Option<u64>,
+    pub(super) quiet: bool,
+}
+
+impl New {
+    /// Makes the image, and says before what it will be.
+    pub(super) fn make(&self, filename: &OsStr, list: Option<&str>) -> Result<(), String> {
+        let target = target(&self.format)?;
+        let path = destination(filename)?;
+        let mut asked = Opts::new(target);
+        if let Some(list) = list {
+            asked.parse(list)?;
+        }
+        if asked.text("size").is_some() && self.size.is_some() {
+            return Err("The image size must be specified only once".to_owned());
+        }
+        if let Some(size) = self.size {
+            asked.set("size", size.to_string())?;
+        }
+        self.add_backing(&mut asked)?;
+        let backing = asked.text("backing_file").map(OsString::from);
+        let backing = self.backing.clone().or(backing);
+        if let Some(backing) = &backing {
+            if backing.as_os_str() == filename {
+                return Err(
+                    "Error: Trying to create an image with the same filename as the backing \
+                            file"
+                        .to_owned(),
+                );
+            }
+            if backing.is_empty() {
+                return Err("Expected backing file name, got empty string".to_owned());
+            }
+            let format = asked.text("backing_fmt").map(ToOwned::to_owned);
+            if self.unchecked {
+                if format.is_none() {
+                    return Err("Backing file specified without backing format".to_owned());
+                }
+            } else {
+                let size = backing_size(&path, backing, format.as_deref())?;
+                if asked.text("size").is_none() {
+                    asked.set("size", size.to_string())?;
+                }
+            }
+        }
+        if asked.number("size").is_none_or(|size| size == u64::MAX) {
+            return Err("Image creation needs a size parameter".to_owned());
+        }
+        if !self.quiet {
+            let shown = filename.to_string_lossy();
+            print(&format!("Formatting '{shown}', fmt={} {}\n", self.format, asked.shown()));
+        }
+        write(target, &path, backing.as_deref(), &asked)
+    }
+
+    fn add_backing(&self, asked: &mut Opts) -> Result<(), String> {
+        let format = &self.format;
+        if let Some(backing) = &self.backing {
+            let text = backing.to_string_lossy().into_owned();
+            let refused = |_| format!("Backing file not supported for file format '{format}'");
+            asked.set("backing_file", text).map_err(refused)?;
+        }
+        if let Some(backing_format) = &self.backing_format {
+            let refused =
+                |_| format!("Backing file format not supported for file format '{format}'");
+            asked.set("backing_fmt", backing_format.clone()).map_err(refused)?;
+        }
+        Ok(())
+    }
+}
+
+/// The file that a new image's name means; where a link leads, as qemu-img writes through it.
+pub(super) fn destination(filename: &OsStr) -> Result<PathBuf, String> {
+    let name = filename.as_bytes();
+    let path = match name.strip_prefix(b"file:") {
+        Some(path) => PathBuf::from(OsStr::from_bytes(path)),
+        None => match qcow2_format::create::protocol(name) {
+            None => PathBuf::from(filename),
+            Some(protocol) => {
+                let protocol = String::from_utf8_lossy(protocol);
+                return Err(if image::is_known(&protocol) || protocol == "json" {
+                    format!("the protocol '{protocol}' is not supported by this program")
+                } else {
+                    format!("Unknown protocol '{protocol}'")
+                });
+            }
+        },
+    };
+    match std::fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_symlink() => Ok(path.canonicalize().unwrap_or(path)),
+        _ => Ok(path),
+    }
+}
+
+/// Size of the disk in the backing file of an image at `path`.
+fn backing_size(path: &Path, backing: &OsStr, format: Option<&str>) -> Result<u64, String> {
+    let hint = |text: String| format!("{text}\nCould not open backing image.");
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let protocol = qcow2_format::create::protocol(backing.as_bytes());
+    let full = match protocol {
+        None => folder.join(backing),
+        Some(_) => PathBuf::from(backing),
+    };
+    let naming = Naming { format: format.map(ToOwned::to_owned), ..Naming::default() };
+    let named = naming.resolve(full.as_os_str()).map_err(|stop| {
+        // Said of the file alone, not of who names it.
+        let start = format!("Could not open '{}': ", full.to_string_lossy());
+        hint(stop.text.strip_prefix(&start).unwrap_or(&stop.text).to_owned())
+    })?;
+    let policy = BackingPolicy::Any;
+    let opened = Chain::open(&named.path, named.format, &policy).and_then(|chain| {
+        match chain.not_followed {
+            Some(error) => Err(error),
+            None => Ok(chain.images.first().map_or(0, |image| image.virtual_size)),
+        }
+    });
+    let size = opened.map_err(|error| {
+        let text = complaint::not_opened(&named, &error).text;
+        let start = format!("Could not open '{}': ", named.shown);
+        hint(text.strip_prefix(&start).unwrap_or(&text).to_owned())
+    })?;
+    if format.is_none() {
+        return Err(format!(
+            "Backing file specified without backing format\nDetected format of {}.",
+            named.format.as_str()
+        ));
+    }
+    Ok(whole_sectors(size))
+}
+
+/// Writes the image that was described.
+fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> Result<(), String> {
+    let size = asked.number("size").unwrap_or(0);
+    // qemu-img makes the file before it looks any further.
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if let Err(error) = folder.join(".").metadata() {
+        let cause = complaint::strerror(&error);
+        return Err(format!("Could not create '{}': {cause}", path.to_string_lossy()));
+    }
+    if path.is_dir() {
+        return Err(format!("Could not create '{}': Is a directory", path.to_string_lossy()));
+    }
+    let options = CreateFileOptions { existing: Existing::Replace, ..CreateFileOptions::default() };
+    if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
+        warn("Failed to set extent size hint: Operation not supported");
+    }
+    match target {
+        Target::Raw => {
+            let preallocation =
+                preallocation(asked).map_err(|mode| format!("invalid parameter value: {mode}"))?;
+            if preallocation == Preallocation::Metadata {
+                return Err("Unsupported preallocation mode: metadata".to_owned());
+            }
+            if size > SIZE_MAX - SIZE_MAX % SECTOR {
+                return Err("Could not resize file: Invalid argument".to_owned());
+            }
+            let size = whole_sectors(size);
+            create_raw(path, size, preallocation, &options).map_err(|error| not_made(path, &error))
+        }
+        Target::Qcow2 => {
+            let image = qcow2(backing, asked)?;
+            if size > SIZE_MAX - SIZE_MAX % SECTOR {
+                return Err("Could not resize image: Image size cannot be negative".to_owned());
+            }
+            create(path, &image, &options).map(|_| ()).map_err(|error| not_made(path, &error))
+        }
+    }
+}
+
+/// The preallocation that is asked for; the word that is none.
+fn preallocation(asked: &Opts) -> Result<Preallocation, String> {
+    match asked.text("preallocation") {
+        None | Some("off") => Ok(Preallocation::Off),
+        Some("metadata") => Ok(Preallocation::Metadata),
+        Some("falloc") => Ok(Preallocation::Falloc),
+        Some("full") => Ok(Preallocation::Full),
+        Some(other) => Err(other.to_owned()),
+    }
+}
+
+/// The image that options describe, with qemu-img's objections in its order.
+pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptions, String> {
+    let unsupported =
+        |option: &str| format!("the option '{option}' is not supported by this program");
+    if let Some(format) = asked.text("encrypt.format") {
+        if !matches!(format, "aes" | "luks" | "qcow") {
+            return Err(format!("Parameter 'format' does not accept value '{format}'"));
+        }
+        return Err(unsupported("encrypt.format"));
+    }
+    if asked.is_on("encryption") {
+        return Err(unsupported("encryption"));
+    }
+    let compression = match asked.text("compression_type") {
+        None | Some("zlib") => CompressionType::Zlib,
+        Some("zstd") => CompressionType::Zstd,
+        Some(other) => {
+            return Err(format!("Parameter 'compression-type' does not accept value '{other}'"));
+        }
+    };
+    let preallocation = preallocation(asked)
+        .map_err(|mode| format!("Parameter 'preallocation' does not accept value '{mode}'"))?;
+    if let Some(format) = asked.text("backing_fmt").filter(|format| !image::is_known(format)) {
+        return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
+    }
+    let version = match asked.text("compat") {
+        None | Some("1.1" | "v3") => Version::V3,
+        Some("0.10" | "v2") => Version::V2,
+        Some(other) => return Err(format!("Parameter 'version' does not accept value '{other}'")),
+    };
+    if asked.text("data_file").is_some() {
+        return Err(unsupported("data_file"));
+    }
+    let cluster_size = asked.number("cluster_size").unwrap_or(65536);
+    let cluster_bits = ClusterBits::from_bytes(cluster_size)
+        .ok_or("Cluster size must be a power of two between 512 and 2048k")?;
+    let extended_l2 = asked.is_on("extended_l2");
+    if extended_l2 && cluster_bits < ClusterBits::EXTENDED_L2_MIN {
+        return Err(
+            "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"
+                .to_owned(),
+        );
+    }
+    if extended_l2 && version == Version::V2 {
+        return Err(needs_v3(
+            "Extended L2 entries are only supported with compatibility level 1.1 and \
+                             above",
+        ));
+    }
+    if preallocation != Preallocation::Off && backing.is_some() && !extended_l2 {
+        return Err(
+            "Backing file and preallocation can only be used at the same time if extended_l2 \
+                    is on"
+                .to_owned(),
+        );
+    }
+    if asked.text("backing_fmt").is_some() && backing.is_none() {
+        return Err("Backing format cannot be used without backing file".to_owned());
+    }
+    let lazy_refcounts = asked.is_on("lazy_refcounts");
+    if lazy_refcounts && version == Version::V2 {
+        return Err(needs_v3(
+            "Lazy refcounts only supported with compatibility level 1.1 and above",
+        ));
+    }
+    let refcount_bits = asked.number("refcount_bits").unwrap_or(16);
+    let refcount_order = u32::try_from(refcount_bits)
+        .ok()
+        .and_then(RefcountOrder::from_bits)
+        .ok_or("Refcount width must be a power of two and may not exceed 64 bits")?;
+    if version == Version::V2 && refcount_order != RefcountOrder::DEFAULT {
+        return Err(needs_v3(
+            "Different refcount widths than 16 bits require compatibility level 1.1 \
+                             or above",
+        ));
+    }
+    if asked.is_on("data_file_raw") {
+        return Err("data-file-raw requires data-file".to_owned());
+    }
+    if compression != CompressionType::Zlib && version == Version::V2 {
+        return Err(needs_v3(
+            "Non-zlib compression type is only supported with compatibility level 1.1 \
+                             and above",
+        ));
+    }
+    let mut image = CreateOptions::new(asked.number("size").unwrap_or(0))
+        .version(version)
+        .cluster_bits(cluster_bits)
+        .refcount_order(refcount_order)
+        .extended_l2(extended_l2)
+        .lazy_refcounts(lazy_refcounts)
+        .compression_type(compression)
+        .preallocation(preallocation);
+    if let Some(name) = backing {
+        let format = match asked.text("backing_fmt") {
+            Some("raw") => BackingFormat::Raw,
+            Some("qcow2") => BackingFormat::Qcow2,
+            Some(other) => BackingFormat::Other(other.as_bytes().to_vec()),
+            None => return Err("Backing file specified without backing format".to_owned()),
+        };
+        image = image.backing(BackingFile::new(name.as_bytes(), format));
+    }
+    Ok(image)
+}
+
+fn needs_v3(what: &str) -> String {
+    format!("{what} (use version=v3 or greater)")
+}
+
+/// Why an image was not made.
+fn not_made(path: &Path, error: &Error) -> String {
+    let shown = path.to_string_lossy();
+    if let Some(io) = error.io_error() {
+        let cause = complaint::strerror(io);
+        return match io.kind() {
+            std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::StorageFull => {
+                format!("Could not resize file: {cause}")
+            }
+            _ => format!("Could not create '{shown}': {cause}"),
+        };
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        if let Some(qcow2_format::error::OptionsError::VirtualSize { .. }) = source.downcast_ref() {
+            return "The image size is too large for file format 'qcow2' (try using a larger cluster \
+                    size)"
+                .to_owned();
+        }
+        cause = source.source();
+    }
+    match error.kind() {
+        ErrorKind::Busy => complaint::reason(error, path),
+        _ => complaint::own(error),
+    }
+}

@@ -1,0 +1,421 @@
+//! What the caller calls an image: a path, `json:{…}`, or with `--image-opts` a list of options.
+//!
+//! ```text
+//! disk.qcow2                                   path; the format with -f, else by its first bytes
+//! file:disk.qcow2                              the same
+//! json:{"driver": "qcow2", "file": {…}}        flattened to file.driver, file.filename, …
+//! driver=qcow2,file.filename=disk.qcow2        with --image-opts
+//! ```
+//!
+//! Only the caller's own words are read like this, never a name found inside an image. Callers: the
+//! commands of `qemu_img`.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use qcow2_format::feature::AutoclearFeatures;
+use qcow2_format::header::extension::HeaderExtension;
+use serde_json::Value;
+
+use super::{NAME, Outcome, Stop, complaint, json, opts, tell};
+use crate::base::BaseFormat;
+use crate::disk::chain::DEPTH_MAX;
+use crate::disk::policy::BackingPolicy;
+use crate::disk::{Disk, DiskOptions, Locking, inspect};
+
+/// Formats of QEMU's that are not read here, by the bytes that they begin with.
+const FOREIGN: &[(&[u8], &str)] = &[
+    (b"KDMV", "vmdk"),
+    (b"COWD", "vmdk"),
+    (b"# Disk DescriptorFile", "vmdk"),
+    (b"QED\0", "qed"),
+    (b"QFI\xfb\0\0\0\x01", "qcow"),
+    (b"vhdxfile", "vhdx"),
+    (b"conectix", "vpc"),
+    (b"WithoutFreeSpace", "parallels"),
+    (b"WithouFreSpacExt", "parallels"),
+    (b"LUKS\xba\xbe", "luks"),
+    (b"Bochs Virtual HD Image", "bochs"),
+];
+/// Where VDI images have their magic number, and that.
+const VDI: (usize, &[u8]) = (64, b"\x7f\x10\xda\xbe");
+
+/// All formats and protocols that qemu-img has a name for.
+const DRIVERS: &[&str] = &[
+    "blkdebug",
+    "blklogwrites",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "iser",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "null-co",
+    "nvme",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qcow2",
+    "qed",
+    "quorum",
+    "raw",
+    "rbd",
+    "replication",
+    "snapshot-access",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
+
+/// Whether qemu-img knows a format of that name.
+pub(super) fn is_known(name: &str) -> bool {
+    DRIVERS.contains(&name)
+}
+
+/// What is said of a format that qemu-img has and this program has not.
+pub(super) fn unsupported(name: &str) -> String {
+    format!("the format '{name}' is not supported by this program, which has raw and qcow2")
+}
+
+/// How images are named and opened on a command line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Naming {
+    /// The format that was stated.
+    pub(super) format: Option<String>,
+    /// Whether names are lists of options.
+    pub(super) image_opts: bool,
+    /// Whether others may write meanwhile.
+    pub(super) force_share: bool,
+}
+
+/// An image that the caller named.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    /// As the caller wrote it, for messages.
+    pub(super) shown: String,
+    /// The file that means.
+    pub(super) path: PathBuf,
+    /// Its format, stated or found.
+    pub(super) format: BaseFormat,
+    /// Whether others may write meanwhile.
+    pub(super) force_share: bool,
+}
+
+impl Named {
+    /// How its disk is opened: names in it are followed as far as qemu-img would, and no further than
+    /// to plain files.
+    pub(super) fn disk(&self) -> DiskOptions {
+        DiskOptions {
+            policy: BackingPolicy::Any,
+            data_files: BackingPolicy::Any,
+            locking: self.locking(),
+            ..DiskOptions::default()
+        }
+    }
+
+    /// Says of each image of the chain what qemu-img warns of when it opens one.
+    pub(super) fn warn(&self) {
+        let (mut path, mut format) = (self.path.clone(), self.format);
+        for _ in 0..DEPTH_MAX {
+            warn_of_bitmaps(&path, format);
+            match complaint::below(&path, format) {
+                complaint::Below::Named(next, next_format) => (path, format) = (next, next_format),
+                _ => return,
+            }
+        }
+    }
+
+    /// As [`Named::warn`], of the image alone.
+    pub(super) fn warn_alone(&self) {
+        warn_of_bitmaps(&self.path, self.format);
+    }
+
+    /// Says now what is wrong with the disk, or with its snapshot: qemu-img opens it before it looks at
+    /// what else was asked.
+    pub(super) fn check(&self, snapshot: Option<&str>) -> Outcome<()> {
+        self.warn();
+        let disk = DiskOptions { snapshot: snapshot.map(ToOwned::to_owned), ..self.disk() };
+        match Disk::open(&self.path, self.format, &disk) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match complaint::no_snapshot(self, snapshot, &error) {
+                Some(text) => Stop::said(text),
+                None => complaint::not_opened(self, &error),
+            }),
+        }
+    }
+
+    pub(super) fn locking(&self) -> Locking {
+        if self.force_share { Locking::Shared } else { Locking::Auto }
+    }
+}
+
+/// Says of bitmaps that nobody vouches for what qemu-img says of them.
+fn warn_of_bitmaps(path: &Path, format: BaseFormat) {
+    let Ok(image) = inspect(path, format) else { return };
+    let Some(header) = image.header else { return };
+    let mut types = header.extensions().iter().map(HeaderExtension::extension_type);
+    let vouched = header.autoclear_features().contains(AutoclearFeatures::BITMAPS);
+    if types.any(|extension| extension == HeaderExtension::BITMAPS) && !vouched {
+        // Its last line has no end.
+        tell(&format!(
+            "{NAME}: warning: a program lacking bitmap support modified this file, so all bitmaps are \
+             now considered inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the \
+             image file to fix."
+        ));
+    }
+}
+
+/// What options say of an image.
+#[derive(Debug, Default)]
+struct Stated {
+    driver: Option<String>,
+    filename: Option<String>,
+    file_driver: Option<String>,
+    force_share: bool,
+}
+
+impl Naming {
+    /// The image that `word` names.
+    pub(super) fn resolve(&self, word: &OsStr) -> Outcome<Named> {
+        if self.image_opts && self.format.is_some() {
+            return Err(Stop::said("--image-opts and --format are mutually exclusive"));
+        }
+        let shown = word.to_string_lossy().into_owned();
+        let stop = |reason: String| Stop::said(format!("Could not open '{shown}': {reason}"));
+        let mut format = self.format.clone();
+        let mut force_share = self.force_share;
+        let json = if self.image_opts { None } else { word.as_bytes().strip_prefix(b"json:") };
+        let path = if self.image_opts || json.is_some() {
+            let stated = match json {
+                Some(text) => Stated::from_json(&String::from_utf8_lossy(text)).map_err(stop)?,
+                None => Stated::from_list(&shown).map_err(stop)?,
+            };
+            // What the command states goes before what the name does.
+            format = format.or(stated.driver);
+            force_share |= stated.force_share;
+            if let Some(driver) = stated.file_driver.filter(|driver| driver != "file") {
+                return Err(stop(unsupported(&driver)));
+            }
+            let missing = || stop("A block device must be specified for \"file\"".to_owned());
+            PathBuf::from(stated.filename.ok_or_else(missing)?)
+        } else {
+            plain(word).map_err(stop)?
+        };
+        if path.as_os_str().is_empty() {
+            return Err(stop("The 'file' block driver requires a file name".to_owned()));
+        }
+        let format = match format.as_deref() {
+            Some("raw") => BaseFormat::Raw,
+            Some("qcow2") => BaseFormat::Qcow2,
+            Some(other) if is_known(other) => return Err(stop(unsupported(other))),
+            Some(other) => return Err(stop(format!("Unknown driver '{other}'"))),
+            None => probe(&path).map_err(stop)?,
+        };
+        Ok(Named { shown, path, format, force_share })
+    }
+}
+
+/// The path that a word without options means.
+fn plain(word: &OsStr) -> Result<PathBuf, String> {
+    let name = word.as_bytes();
+    if let Some(path) = name.strip_prefix(b"file:") {
+        return Ok(PathBuf::from(OsStr::from_bytes(path)));
+    }
+    match qcow2_format::create::protocol(name) {
+        None => Ok(PathBuf::from(word)),
+        Some(protocol) => {
+            let protocol = String::from_utf8_lossy(protocol);
+            Err(if is_known(protocol.split('+').next().unwrap_or_default()) {
+                format!("the protocol '{protocol}' is not supported by this program")
+            } else {
+                format!("Unknown protocol '{protocol}'")
+            })
+        }
+    }
+}
+
+impl Stated {
+    fn from_json(text: &str) -> Result<Self, String> {
+        let parsed = json::parse(text)
+            .map_err(|wrong| format!("Could not parse the JSON options: {wrong}"))?;
+        let Value::Object(fields) = parsed else {
+            return Err("Invalid JSON object given".to_owned());
+        };
+        let mut stated = Self::default();
+        for (name, value) in flat("", &Value::Object(fields)) {
+            stated.set(&name, value)?;
+        }
+        Ok(stated)
+    }
+
+    fn from_list(list: &str) -> Result<Self, String> {
+        let mut stated = Self::default();
+        for (index, part) in opts::split(list).into_iter().enumerate() {
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                // What comes first and has no name is the node that the image lies in.
+                None if index == 0 => {
+                    return Err(no_node(&part));
+                }
+                None => (part, "on".to_owned()),
+            };
+            stated.set(&name, value)?;
+        }
+        Ok(stated)
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "driver" => self.driver = Some(value),
+            "file" => return Err(no_node(&value)),
+            "file.filename" | "filename" => self.filename = Some(value),
+            "file.driver" => self.file_driver = Some(value),
+            "force-share" | "file.force-share" => {
+                self.force_share |= value == "on" || value == "true";
+            }
+            // What tunes QEMU's way of reading changes nothing of what is read.
+            "read-only"
+            | "auto-read-only"
+            | "node-name"
+            | "discard"
+            | "detect-zeroes"
+            | "file.node-name"
+            | "file.read-only"
+            | "file.auto-read-only"
+            | "file.locking"
+            | "file.aio"
+            | "file.discard"
+            | "lazy-refcounts"
+            | "cache-size"
+            | "l2-cache-size"
+            | "l2-cache-entry-size"
+            | "refcount-cache-size"
+            | "cache-clean-interval"
+            | "overlap-check"
+            | "pass-discard-request"
+            | "pass-discard-snapshot"
+            | "pass-discard-other"
+            | "discard-no-unref" => {}
+            _ if name.starts_with("cache.") || name.starts_with("file.cache.") => {}
+            "size" | "offset" => {
+                return Err(format!("the option '{name}' is not supported by this program"));
+            }
+            _ if name.starts_with("backing") || name.starts_with("data-file") => {
+                return Err(format!("the option '{name}' is not supported by this program"));
+            }
+            _ if name.starts_with("encrypt.") => {
+                return Err(format!("the option '{name}' is not supported by this program"));
+            }
+            _ => {
+                let format = self.driver.as_deref().unwrap_or("raw");
+                return Err(match name.strip_prefix("file.") {
+                    Some(name) => {
+                        format!("Block protocol 'file' doesn't support the option '{name}'")
+                    }
+                    None => format!("Block format '{format}' does not support the option '{name}'"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// There are no nodes that a name could mean.
+fn no_node(name: &str) -> String {
+    format!("Cannot find device='{name}' nor node-name='{name}'")
+}
+
+/// The fields of nested objects under names with dots.
+fn flat(prefix: &str, value: &Value) -> Vec<(String, String)> {
+    match value {
+        Value::Object(fields) => {
+            // The driver first: messages name it.
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name != "driver");
+            let name = |field: &str| {
+                if prefix.is_empty() { field.to_owned() } else { format!("{prefix}.{field}") }
+            };
+            fields.into_iter().flat_map(|(field, value)| flat(&name(field), value)).collect()
+        }
+        Value::String(text) => vec![(prefix.to_owned(), text.clone())],
+        Value::Bool(true) => vec![(prefix.to_owned(), "on".to_owned())],
+        Value::Bool(false) => vec![(prefix.to_owned(), "off".to_owned())],
+        other => vec![(prefix.to_owned(), other.to_string())],
+    }
+}
+
+/// The format of a file that the caller names without one, told by its first bytes, as qemu-img tells.
+pub(super) fn probe(path: &Path) -> Result<BaseFormat, String> {
+    let open =
+        crate::disk::chain::open_top(path).map_err(|error| complaint::reason(&error, path))?;
+    let mut start = Vec::new();
+    let read = open.take(2048).read_to_end(&mut start);
+    read.map_err(|_| "Could not read image for determining its format".to_owned())?;
+    // Version 2 or later: version 1 is a format of its own.
+    if start.starts_with(&crate::disk::chain::QCOW2_MAGIC) && start.get(4..8) > Some(&[0, 0, 0, 1])
+    {
+        return Ok(BaseFormat::Qcow2);
+    }
+    let begins = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name);
+    let vdi = start.get(VDI.0..).is_some_and(|rest| rest.starts_with(VDI.1)).then_some("vdi");
+    let dmg = path.extension().is_some_and(|end| end == "dmg").then_some("dmg");
+    match begins.or(vdi).or(dmg) {
+        Some(name) => Err(unsupported(name)),
+        None => Ok(BaseFormat::Raw),
+    }
+}
+
+/// A path as an argument of a command.
+pub(super) fn word(path: &Path) -> std::ffi::OsString {
+    std::ffi::OsString::from_vec(path.as_os_str().as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stated(text: &str) -> Result<(Option<String>, Option<String>), String> {
+        let stated = match text.strip_prefix("json:") {
+            Some(text) => Stated::from_json(text),
+            None => Stated::from_list(text),
+        };
+        stated.map(|stated| (stated.driver, stated.filename))
+    }
+
+    #[test]
+    fn a_list_and_json_say_the_same() {
+        let expected = Ok((Some("qcow2".to_owned()), Some("a,b".to_owned())));
+        for text in [
+            "driver=qcow2,file.filename=a,,b",
+            "driver=qcow2,file.driver=file,file.filename=a,,b,file.locking=off",
+            "json:{'driver':'qcow2','file':{'driver':'file','filename':'a,b'}}",
+            "json:{\"driver\": \"qcow2\", \"file.filename\": \"a,b\"}",
+        ] {
+            assert_eq!(stated(text), expected, "{text}");
+        }
+        for text in ["a", "driver=qcow2,x=y", "json:{", "json:[]", "backing.driver=raw"] {
+            assert!(stated(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The qemu-img door beside the real program: command lines, hundreds of them, wrong ones included.
+//!
+//! ```text
+//! images of every kind ─▶ two equal folders ─▶ each command line in both
+//!   each option: as it is meant, without its argument, with a wrong one, twice, with others
+//!   seed ─▶ lines put together at random
+//! ```
+//!
+//! What stays different is listed in [`DIFFERENCES`] with the reason, and has to stay so.
+//! `DOOR_PROGRAMS` is how many lines are drawn, `DOOR_SEED` which.
+
+#[path = "qemu_img/lines.rs"]
+mod lines;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use testkit::door::{Answer, Door};
+use testkit::qemu::img_in;
+use testkit::random::Random;
+use testkit::sweep::Sweep;
+use testkit::tool::{available, tell};
+
+const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
+
+/// Images of every kind, and files that are none.
+fn make(folder: &Path) {
+    let holey = File::create(folder.join("raw.img")).unwrap();
+    holey.set_len(1 << 20).unwrap();
+    holey.write_all_at(&[7; 70_000], 200_000).unwrap();
+    fs::write(folder.join("odd.raw"), [1; 700]).unwrap();
+    fs::write(folder.join("txt"), "no image\n").unwrap();
+    fs::write(folder.join("empty"), "").unwrap();
+    fs::create_dir(folder.join("dir")).unwrap();
+    let create = |options: &[&str]| {
+        img_in(folder, &[&["create", "-q", "-f", "qcow2"], options].concat());
+    };
+    create(&["a.qcow2", "1M"]);
+    create(&["-o", "compat=0.10", "v2.qcow2", "1M"]);
+    create(&["-o", "cluster_size=4k,lazy_refcounts=on,refcount_bits=1", "small.qcow2", "3M"]);
+    create(&["-o", "extended_l2=on,compression_type=zstd", "ext.qcow2", "2M"]);
+    create(&["-o", "preallocation=metadata", "meta.qcow2", "1M"]);
+    create(&["-b", "a.qcow2", "-F", "qcow2", "over.qcow2"]);
+    create(&["-b", "over.qcow2", "-F", "qcow2", "over2.qcow2", "2M"]);
+    create(&["-b", "raw.img", "-F", "raw", "overraw.qcow2"]);
+    create(&["-u", "-b", "nope.img", "-F", "raw", "lost.qcow2", "1M"]);
+    create(&["-b", "lost.qcow2", "-F", "qcow2", "-u", "lost2.qcow2", "1M"]);
+    create(&["snap.qcow2", "1M"]);
+    create(&["bitmap.qcow2", "1M"]);
+    create(&["-o", "data_file=guest.raw,data_file_raw=on", "data.qcow2", "1M"]);
+    let write = |image: &str, commands: &[&str]| {
+        let mut io = Command::new("qemu-io");
+        io.current_dir(folder).args(["-f", "qcow2", image]).stdin(Stdio::null());
+        for command in commands {
+            io.args(["-c", command]);
+        }
+        assert!(io.output().unwrap().status.success(), "{io:?}");
+    };
+    write("a.qcow2", &["write -P 1 64k 128k", "write -z 256k 64k", "write -P 2 600k 3k"]);
+    write("v2.qcow2", &["write -P 1 0 10k", "write -P 9 512k 64k"]);
+    write("small.qcow2", &["write -P 3 1M 20k", "write -P 3 2M 512"]);
+    write("ext.qcow2", &["write -P 4 3k 2k", "write -z 100k 8k", "write -P 1 1M 200k"]);
+    write("over.qcow2", &["write -P 5 0 64k", "write -P 6 192k 10k"]);
+    write("snap.qcow2", &["write -P 1 0 100k"]);
+    img_in(folder, &["snapshot", "-c", "first", "snap.qcow2"]);
+    write("snap.qcow2", &["write -P 2 50k 100k"]);
+    img_in(folder, &["snapshot", "-c", "second one", "snap.qcow2"]);
+    img_in(folder, &["bitmap", "--add", "bitmap.qcow2", "dirty"]);
+    img_in(folder, &["bitmap", "--add", "-g", "512", "--disable", "bitmap.qcow2", "off"]);
+    img_in(folder, &["convert", "-c", "-O", "qcow2", "-f", "raw", "raw.img", "comp.qcow2"]);
+    let header = fs::read(folder.join("a.qcow2")).unwrap();
+    fs::write(folder.join("cut.qcow2"), &header[..300]).unwrap();
+    fs::write(folder.join("cut2.qcow2"), &header[..70_000]).unwrap();
+    let images = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../testdata/images");
+    for entry in fs::read_dir(images).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.ends_with(".qcow2") {
+            fs::copy(entry.path(), folder.join(format!("t-{name}"))).unwrap();
+        }
+    }
+}
+
+/// Both answers, and what became of the files, as far as they differ.
+fn compare(door: &Door, words: &[&str]) -> Result<Answer, String> {
+    let [theirs, ours] = door.ask(words);
+    let files = door.differences();
+    for name in lines::MADE {
+        door.remove(name);
+    }
+    if theirs == ours && files.is_empty() {
+        return Ok(theirs);
+    }
+    Err(format!("qemu-img {}\n{}{files:?}\n", quoted(words), told(&theirs, &ours)))
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ")
+}
+
+fn told(theirs: &Answer, ours: &Answer) -> String {
+    let mut text = String::new();
+    if theirs.code != ours.code {
+        text += &format!("  code {:?}, ours {:?}\n", theirs.code, ours.code);
+    }
+    for (name, theirs, ours) in
+        [("stdout", &theirs.stdout, &ours.stdout), ("stderr", &theirs.stderr, &ours.stderr)]
+    {
+        if theirs != ours {
+            text += &format!("  {name}:\n{theirs}  ours:\n{ours}");
+        }
+    }
+    text
+}
+
+#[test]
+fn every_line_is_answered_as_qemu_img_answers_it() {
+    if !available("the qemu-img door", &["qemu-img", "qemu-io", "cp"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, make);
+    let mut names: Vec<_> = fs::read_dir(door.folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let (mut seen, mut failed, mut errors) = (BTreeSet::new(), Vec::new(), 0);
+    let mut different: BTreeSet<&str> = BTreeSet::new();
+    for words in lines::all(&names) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if !seen.insert(words.join("\u{1}")) {
+            continue;
+        }
+        match (compare(&door, &words), lines::difference(&words)) {
+            (Ok(answer), _) => errors += usize::from(answer.code != Some(0)),
+            (Err(_), Some(word)) => {
+                different.insert(word);
+            }
+            (Err(text), None) => failed.push(text),
+        }
+    }
+    for (word, reason) in lines::DIFFERENCES {
+        if !different.contains(word) {
+            failed.push(format!("{word}: every line is answered alike now, and not: {reason}\n"));
+        }
+    }
+    tell(&format!(
+        "door suite: {} lines, {errors} of them errors, {} words that make a difference",
+        seen.len(),
+        different.len()
+    ));
+    let count = failed.len();
+    if let Ok(path) = std::env::var("DOOR_REPORT") {
+        fs::write(path, failed.concat()).unwrap();
+    }
+    assert_eq!(count, 0, "{} …", failed.into_iter().take(12).collect::<String>());
+    assert!(seen.len() > 400 && errors > 100, "{}, {errors}", seen.len());
+}
+
+#[test]
+fn lines_drawn_are_answered_as_qemu_img_answers_them() {
+    if !available("lines drawn for the qemu-img door", &["qemu-img", "qemu-io", "cp"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, make);
+    let sweep = Sweep::new("DOOR", 300, 60);
+    let mut random = Random(sweep.seed);
+    let (mut failed, mut answered) = (Vec::new(), 0);
+    for _ in 0..sweep.programs {
+        let words = lines::drawn(&mut random);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match compare(&door, &words) {
+            _ if lines::difference(&words).is_some() => {}
+            Ok(_) => answered += 1,
+            Err(text) => failed.push(text),
+        }
+    }
+    sweep.tell(&format!("{answered} lines"));
+    let count = failed.len();
+    if let Ok(path) = std::env::var("DOOR_REPORT") {
+        fs::write(path, failed.concat()).unwrap();
+    }
+    let first = failed.into_iter().take(12).collect::<String>();
+    assert_eq!(count, 0, "DOOR_SEED={}: {first} …", sweep.seed);
+}

@@ -1,0 +1,150 @@
+//! Two equal folders: the real qemu-img works in one, the door in the other, with the same words.
+//!
+//! ```text
+//!            ┌─ theirs/  qemu-img WORDS ─▶ code, stdout, stderr, files ─┐
+//! images ────┤                                                          ├─ equal
+//!            └─ ours/    door WORDS ─────▶ code, stdout, stderr, files ─┘
+//! ```
+//!
+//! Callers: `qemu_img`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::tool::memory_folder;
+
+/// How a program answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Two folders and two programs.
+#[derive(Debug)]
+pub struct Door {
+    folder: TempDir,
+    ours: PathBuf,
+}
+
+impl Door {
+    /// Two folders with what `make` puts into one, and `engine` under the name qemu-img.
+    ///
+    /// # Panics
+    ///
+    /// They cannot be made.
+    #[must_use]
+    pub fn new(engine: &str, make: impl FnOnce(&Path)) -> Self {
+        let folder = memory_folder();
+        let made = folder.path().join("made");
+        fs::create_dir(&made).unwrap();
+        make(&made);
+        // A copy may have more holes than what it was made of, so that both are copies.
+        for name in ["theirs", "ours"] {
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg(&made).arg(folder.path().join(name));
+            assert!(copy.status().unwrap().success(), "{copy:?}");
+        }
+        fs::create_dir(folder.path().join("bin")).unwrap();
+        let ours = folder.path().join("bin/qemu-img");
+        symlink(engine, &ours).unwrap();
+        Self { folder, ours }
+    }
+
+    /// The folder the door works in.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().join("ours")
+    }
+
+    /// What qemu-img and the door answer to `words`, in this order.
+    ///
+    /// # Panics
+    ///
+    /// One cannot be started.
+    #[must_use]
+    pub fn ask(&self, words: &[&str]) -> [Answer; 2] {
+        let ours = self.ours.as_path();
+        let programs = [("theirs", Path::new("qemu-img")), ("ours", ours)];
+        programs.map(|(folder, program)| {
+            let mut command = Command::new(program);
+            command.args(words).current_dir(self.folder.path().join(folder));
+            let output = command.env("TZ", "UTC").stdin(Stdio::null()).output().unwrap();
+            Answer {
+                code: output.status.code(),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }
+        })
+    }
+
+    /// What is not the same in both folders, one line each; such files are removed from both.
+    ///
+    /// # Panics
+    ///
+    /// A folder cannot be read.
+    #[must_use]
+    pub fn differences(&self) -> Vec<String> {
+        let theirs = listing(&self.folder.path().join("theirs"));
+        let ours = listing(&self.folder.path().join("ours"));
+        let mut told = Vec::new();
+        for name in theirs.keys().chain(ours.keys().filter(|name| !theirs.contains_key(*name))) {
+            let (one, other) = (theirs.get(name), ours.get(name));
+            if one == other && one.is_some_and(|length| self.same(name, *length)) {
+                continue;
+            }
+            told.push(format!("{name}: {one:?} and {other:?} bytes"));
+            for folder in ["theirs", "ours"] {
+                let _ = fs::remove_file(self.folder.path().join(folder).join(name));
+            }
+        }
+        told
+    }
+
+    /// Removes a file from both folders.
+    pub fn remove(&self, name: &str) {
+        for folder in ["theirs", "ours"] {
+            let _ = fs::remove_file(self.folder.path().join(folder).join(name));
+        }
+    }
+
+    fn same(&self, name: &str, length: u64) -> bool {
+        let open = |folder: &str| File::open(self.folder.path().join(folder).join(name)).unwrap();
+        let (mut one, mut other) = (open("theirs"), open("ours"));
+        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        // What is longer is holes at its end, and its start tells.
+        let mut rest = length.min(64 << 20);
+        while rest > 0 {
+            let count = usize::try_from(rest).unwrap().min(left.len());
+            one.read_exact(&mut left[..count]).unwrap();
+            other.read_exact(&mut right[..count]).unwrap();
+            if left[..count] != right[..count] {
+                return false;
+            }
+            rest -= count as u64;
+        }
+        true
+    }
+}
+
+/// The files of a folder and their lengths.
+fn listing(folder: &Path) -> BTreeMap<String, u64> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().unwrap().is_file())
+        .map(|entry| {
+            (entry.file_name().to_string_lossy().into_owned(), entry.metadata().unwrap().len())
+        })
+        .collect()
+}
