@@ -309,6 +309,12 @@ pub enum Violation {
     /// A bitmap directory whose entries do not fill it.
     #[error("the entries of the bitmap directory do not end where it does")]
     BitmapDirectory,
+    /// What keeps references from being counted.
+    #[error("references cannot be counted: {finding}")]
+    Inconsistent {
+        /// What a check says of it.
+        finding: String,
+    },
     /// More than 1024 bytes of extra data in a snapshot table entry.
     #[error("a snapshot has at most 1024 bytes of extra data")]
     SnapshotExtraData,

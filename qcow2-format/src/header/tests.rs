@@ -223,7 +223,7 @@ fn each_rule_is_checked_and_names_its_field() {
         SubclusterWithoutCluster, CompressedWithExternalData, ExternalDataElsewhere,
         CompressedData, SnapshotTableTooLarge, SnapshotExtraData, Overlap, NotTheOnlyReference,
         UnusedInUse, RefcountOverflow, DuplicateRefcountBlock, StartsBeyondFile, BitmapDirectory,
-        SharedL2Table,
+        SharedL2Table, Inconsistent,
     );
     let mut seen = BTreeSet::new();
     for (image, edits, field, value, offset, violation) in rows {

@@ -11,17 +11,13 @@
 
 use crate::error::{Error, FieldError, Result, Violation};
 use crate::feature::AutoclearFeatures;
-use crate::geometry::TABLE_ENTRY_BYTES;
 use crate::header::Header;
 use crate::header::extension::HeaderExtension;
-use crate::io::{WriteAt, read_table, zeroed};
+use crate::io::{WriteAt, zeroed};
 
 const ENTRY_BYTES: usize = 24;
 const FLAGS: usize = 12;
 const IN_USE: u32 = 1;
-/// QEMU's ceiling for a bitmap's table.
-const TABLE_MAX_BYTES: u64 = 0x800_0000 * TABLE_ENTRY_BYTES;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Where the bitmap directory lies and how long it is, if the header vouches for it.
 pub(super) fn directory(header: &Header) -> Option<(u64, u64)> {
@@ -40,16 +36,7 @@ pub(super) fn directory(header: &Header) -> Option<(u64, u64)> {
 struct Entry {
     /// Where it lies.
     at: u64,
-    table: u64,
-    table_entries: u32,
     flags: u32,
-}
-
-/// What bitmaps take of the file: a table, and the clusters it names.
-pub(super) struct Table {
-    pub(super) offset: u64,
-    pub(super) length: u64,
-    pub(super) clusters: Vec<u64>,
 }
 
 /// Marks every bitmap as one that may be wrong.
@@ -61,36 +48,6 @@ pub(in crate::image) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> 
                 .write_all_at(&(entry.flags | IN_USE).to_be_bytes(), place)
                 .map_err(Error::io("mark the bitmaps as in use", place))?;
         }
-    }
-    Ok(())
-}
-
-/// Tells `each` of the directory, without clusters of its own, and of each bitmap's table, one after
-/// the other.
-pub(super) fn tables(
-    storage: &impl WriteAt,
-    header: &Header,
-    mut each: impl FnMut(Table) -> Result<()>,
-) -> Result<()> {
-    if let Some((offset, length)) = directory(header) {
-        each(Table { offset, length, clusters: Vec::new() })?;
-    }
-    let file_length = storage.length().map_err(Error::io("read the image's length", 0))?;
-    let mut left = file_length;
-    for entry in entries(storage, header)? {
-        let length = u64::from(entry.table_entries) * TABLE_ENTRY_BYTES;
-        // Tables that do not overlap fit into the file together.
-        let fits = entry.table.checked_add(length).is_some_and(|end| end <= file_length);
-        if !fits || length > left || length > TABLE_MAX_BYTES {
-            let (field, value, offset) = ("bitmap_table_offset", entry.table, entry.at);
-            let violation = Violation::BeyondFile { length, file_length };
-            return Err(FieldError { field, value, offset, violation }.into());
-        }
-        left -= length;
-        let count = entry.table_entries.into();
-        let words = read_table(storage, entry.table, count, "read a bitmap table")?;
-        let clusters = words.into_iter().map(|word| word & OFFSET).filter(|at| *at != 0).collect();
-        each(Table { offset: entry.table, length, clusters })?;
     }
     Ok(())
 }
@@ -123,9 +80,8 @@ fn entries(storage: &impl WriteAt, header: &Header) -> Result<Vec<Entry>> {
             let violation = Violation::BitmapDirectory;
             return Err(FieldError { field, value, offset, violation }.into());
         }
-        let word = |place| u32::try_from(number(place, 4)).unwrap_or(u32::MAX);
-        let table = number(0, 8);
-        entries.push(Entry { at: offset, table, table_entries: word(8), flags: word(FLAGS) });
+        let flags = u32::try_from(number(FLAGS, 4)).unwrap_or(u32::MAX);
+        entries.push(Entry { at: offset, flags });
         // Checked above: it lies in the directory.
         at += usize::try_from(needed).unwrap_or(usize::MAX);
     }
