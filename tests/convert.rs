@@ -207,6 +207,63 @@ fn onto_a_backing_file_goes_what_differs_and_nothing_else() {
 }
 
 #[test]
+fn data_may_lie_in_a_file_of_its_own() {
+    let lab = with_disk("data file");
+    let raw = lab.read("raw");
+    for (more, is_raw) in [
+        ("", false),
+        (",cluster_size=512", false),
+        (",extended_l2=on", false),
+        (",preallocation=full", false),
+        (",data_file_raw=on", true),
+        (",data_file_raw=on,cluster_size=2M", true),
+    ] {
+        let options = format!("data_file=data{more}");
+        lab.convert(&["-O", "qcow2", "-o", &options, "--force", "raw", "image"]);
+        lab.judge("raw", "image", &options);
+        let size = fs::metadata(lab.path("data")).unwrap().len();
+        assert_eq!(size, raw.len() as u64, "{options}");
+        if is_raw {
+            assert!(lab.read("data") == raw, "{options}");
+        }
+        lab.convert(&["-f", "qcow2", "--data-files", "--force", "image", "again"]);
+        assert!(lab.read("again") == raw, "{options}: back");
+        // QEMU looks for the data file in the folder it is started in.
+        lab.shell("qemu-io -f qcow2 -c 'write -P 9 1M 1M' image");
+        lab.is_sound("image", &options);
+    }
+    assert_eq!(lab.refused(&["-f", "qcow2", "image", "x"]).0, "refused");
+    for words in [
+        &["-O", "qcow2", "-c", "-o", "data_file=new", "raw", "x"][..],
+        &["-O", "qcow2", "-o", "data_file=new,compat=0.10", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=x", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=raw", "--force", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file_raw=on", "raw", "x"],
+        &[
+            "-O",
+            "qcow2",
+            "-o",
+            "data_file=new,data_file_raw=on",
+            "-B",
+            "again",
+            "-F",
+            "raw",
+            "raw",
+            "x",
+        ],
+        &["-O", "qcow2", "-o", "data_file=new", "raw", "-"],
+    ] {
+        assert_eq!(lab.refused(words).0, "invalid-input", "{words:?}");
+    }
+    assert_eq!(
+        lab.refused(&["-O", "qcow2", "-o", "data_file=data", "raw", "x"]).0,
+        "already-exists"
+    );
+    assert_eq!(lab.names(), ["again", "data", "image", "raw"]);
+}
+
+#[test]
 fn snapshots_are_sources() {
     let lab = with_disk("snapshots");
     lab.qemu(&["convert", "-O", "qcow2", "raw", "image"]);

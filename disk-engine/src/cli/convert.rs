@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::CreateOptions;
-use qcow2_format::create::BackingFile;
+use qcow2_format::create::{BackingFile, DataFile};
 use qcow2_format::image::Preallocation;
 use serde::Serialize;
 
@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'O', long, value_enum, default_value = "raw")]
     target_format: Target,
     /// Options of the target, as qemu-img names them: compat, cluster_size, refcount_bits,
-    /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, size
+    /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, data_file, data_file_raw, size
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Store clusters compressed
@@ -235,6 +235,9 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
 fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> {
     let image = options::parse(&arguments.options)?;
     let mut below = None;
+    if image.data_file_raw && image.data_file.is_none() {
+        return Err(usage("data_file_raw needs data_file").with_field("-o"));
+    }
     let format = match arguments.target_format {
         Target::Archive => {
             raw_preallocation(&image.image)?;
@@ -244,7 +247,12 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
         Target::Qcow2 => {
             let name = arguments.backing.clone().or(image.backing_file.map(OsString::from));
             let stated = arguments.backing_format.clone().or(image.backing_format);
-            let mut image = image.image;
+            let mut created = image.image;
+            if let Some(name) = image.data_file {
+                let name = name.into_bytes();
+                created = created.data_file(DataFile { name, raw: image.data_file_raw });
+            }
+            let mut image = created;
             match (name, stated) {
                 (None, None) => {}
                 (Some(_), None) => {

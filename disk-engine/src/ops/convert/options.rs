@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use qcow2_format::create::DataFile;
 use qcow2_format::image::Preallocation;
 use qcow2_format::{CreateOptions, Header};
 
@@ -204,6 +205,9 @@ impl ConvertOptions {
         if self.below.is_some() && !matches!(self.format, TargetFormat::Qcow2(_)) {
             return refuse("only qcow2 images stand on another", "backing file");
         }
+        if self.compress && self.data_file().is_some() {
+            return refuse("an external data file holds nothing compressed", "data_file");
+        }
         if self.into_existing && matches!(self.format, TargetFormat::Archive(_)) {
             return refuse("an archive is always made anew", "target");
         }
@@ -214,6 +218,14 @@ impl ConvertOptions {
             return refuse("it is about a disk that is there, and this one is new", "target");
         }
         Ok(())
+    }
+
+    /// The data file a new image is to have.
+    pub(super) fn data_file(&self) -> Option<&DataFile> {
+        match &self.format {
+            TargetFormat::Qcow2(image) => image.wanted_data_file(),
+            _ => None,
+        }
     }
 
     pub(super) fn threads(&self) -> usize {
