@@ -89,7 +89,7 @@ pub fn measure(setting: &Setting) -> Table {
 }
 
 /// The disk, as a raw file.
-fn make(folder: &Path) -> PathBuf {
+pub fn make(folder: &Path) -> PathBuf {
     let archive = folder.join("disk.tar.zst");
     image::pack(&SHAPE, &archive).expect("the archive can be written");
     let disk = folder.join("raw");

@@ -1,7 +1,7 @@
 //! Measures this workspace beside other programs, in one run, and prints the table of the README.
 //!
 //! ```text
-//! overlays ─▶ images ─▶ convert
+//! overlays ─▶ images ─▶ convert ─▶ looking
 //! archive ─▶ extraction ─▶ preparation ─▶ strategies ─▶ packing ─▶ frames ─▶ verification
 //!            each part by itself if asked for └─▶ a picture            └─▶ tables
 //!          rounds of A B C, A B C, …: medians, and their ratios
@@ -14,6 +14,7 @@ mod convert;
 mod extraction;
 mod framed;
 mod images;
+mod looking;
 mod machine;
 mod overlay;
 mod packing;
@@ -51,8 +52,8 @@ struct Options {
     /// Measure with this archive rather than a generated one.
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
-    /// Measure only these: overlays, images, convert, extraction, preparation, strategies, packing, frames,
-    /// verification.
+    /// Measure only these: overlays, images, convert, looking, extraction, preparation, strategies,
+    /// packing, frames, verification.
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
     only: Vec<Part>,
     /// Draw the strategies into this SVG file.
@@ -69,6 +70,7 @@ enum Part {
     Overlays,
     Images,
     Convert,
+    Looking,
     Extraction,
     Preparation,
     Strategies,
@@ -116,7 +118,10 @@ fn main() {
     if wants(Part::Convert) {
         tables.push(convert::measure(&setting));
     }
-    let alone = [Part::Overlays, Part::Images, Part::Convert];
+    if wants(Part::Looking) {
+        tables.push(looking::measure(&setting));
+    }
+    let alone = [Part::Overlays, Part::Images, Part::Convert, Part::Looking];
     let facts = if options.only.is_empty() || !options.only.iter().all(|it| alone.contains(it)) {
         archived(&setting, &options, &mut tables)
     } else {
