@@ -95,7 +95,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         Some(Some(end)) => end.min(size),
         _ => size,
     };
-    let start = operands.skip.unwrap_or(0).checked_mul(block).unwrap_or(u64::MAX);
+    let start = operands.skip.unwrap_or(0).saturating_mul(block);
     let length = end.saturating_sub(start);
     if operands.skip.is_some() && start > end {
         tell(&format!("{}: {}: cannot skip to specified offset\n", super::NAME, named.shown));
