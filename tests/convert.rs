@@ -207,6 +207,63 @@ fn onto_a_backing_file_goes_what_differs_and_nothing_else() {
 }
 
 #[test]
+fn data_may_lie_in_a_file_of_its_own() {
+    let lab = with_disk("data file");
+    let raw = lab.read("raw");
+    for (more, is_raw) in [
+        ("", false),
+        (",cluster_size=512", false),
+        (",extended_l2=on", false),
+        (",preallocation=full", false),
+        (",data_file_raw=on", true),
+        (",data_file_raw=on,cluster_size=2M", true),
+    ] {
+        let options = format!("data_file=data{more}");
+        lab.convert(&["-O", "qcow2", "-o", &options, "--force", "raw", "image"]);
+        lab.judge("raw", "image", &options);
+        let size = fs::metadata(lab.path("data")).unwrap().len();
+        assert_eq!(size, raw.len() as u64, "{options}");
+        if is_raw {
+            assert!(lab.read("data") == raw, "{options}");
+        }
+        lab.convert(&["-f", "qcow2", "--data-files", "--force", "image", "again"]);
+        assert!(lab.read("again") == raw, "{options}: back");
+        // QEMU looks for the data file in the folder it is started in.
+        lab.shell("qemu-io -f qcow2 -c 'write -P 9 1M 1M' image");
+        lab.is_sound("image", &options);
+    }
+    assert_eq!(lab.refused(&["-f", "qcow2", "image", "x"]).0, "refused");
+    for words in [
+        &["-O", "qcow2", "-c", "-o", "data_file=new", "raw", "x"][..],
+        &["-O", "qcow2", "-o", "data_file=new,compat=0.10", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=x", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file=raw", "--force", "raw", "x"],
+        &["-O", "qcow2", "-o", "data_file_raw=on", "raw", "x"],
+        &[
+            "-O",
+            "qcow2",
+            "-o",
+            "data_file=new,data_file_raw=on",
+            "-B",
+            "again",
+            "-F",
+            "raw",
+            "raw",
+            "x",
+        ],
+        &["-O", "qcow2", "-o", "data_file=new", "raw", "-"],
+    ] {
+        assert_eq!(lab.refused(words).0, "invalid-input", "{words:?}");
+    }
+    assert_eq!(
+        lab.refused(&["-O", "qcow2", "-o", "data_file=data", "raw", "x"]).0,
+        "already-exists"
+    );
+    assert_eq!(lab.names(), ["again", "data", "image", "raw"]);
+}
+
+#[test]
 fn snapshots_are_sources() {
     let lab = with_disk("snapshots");
     lab.qemu(&["convert", "-O", "qcow2", "raw", "image"]);
@@ -224,7 +281,14 @@ fn snapshots_are_sources() {
     }
     assert!(lab.read("ours") != lab.read("raw"), "a later snapshot is another disk");
     assert_eq!(lab.refused(&["-f", "qcow2", "-l", "third", "image", "x"]).0, "not-found");
-    assert_eq!(lab.refused(&["-f", "raw", "-l", "first", "image", "x"]).0, "invalid-input");
+    for words in [
+        &["-f", "raw", "-l", "first", "image", "x"][..],
+        &["-l", "first", "raw", "x"],
+        &["-f", "qcow2", "--member", "disk.img", "image", "x"],
+        &["-n", "-o", "cluster_size=4k", "-O", "qcow2", "raw", "image"],
+    ] {
+        assert_eq!(lab.refused(words).0, "invalid-input", "{words:?}");
+    }
 }
 
 #[test]
@@ -317,6 +381,18 @@ fn ranges_are_dds() {
     }
 }
 
+/// What the kernel takes over counts as well.
+#[test]
+fn a_rate_is_kept() {
+    let lab = lab();
+    fs::write(lab.path("raw"), vec![7; 2 << 20]).unwrap();
+    for words in [&["-O", "raw"][..], &["-O", "qcow2"], &["-O", "raw", "-C"]] {
+        let start = std::time::Instant::now();
+        lab.convert(&[words, &["-r", "4M", "-f", "raw", "--force", "raw", "target"]].concat());
+        assert!(start.elapsed().as_millis() >= 450, "{words:?}: {:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn every_size_there_is() {
     let lab = lab();
@@ -348,7 +424,14 @@ fn every_size_there_is() {
         let (code, _) = lab.refused(&["-f", "raw", "-o", &size, "raw", "x"]);
         assert_eq!(code, "io");
     }
-    assert_eq!(lab.names(), ["again", "image", "raw"]);
+    // What no file can be, and what one can that holds nothing.
+    lab.qemu(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "huge", "1E"]);
+    assert_eq!(lab.refused(&["-f", "qcow2", "huge", "x"]).0, "io");
+    assert_eq!(lab.refused(&["-f", "qcow2", "-O", "qcow2", "huge", "x"]).0, "invalid-input");
+    let words = ["-f", "qcow2", "-O", "qcow2", "-o", "cluster_size=2M", "--force", "huge", "image"];
+    lab.convert(&words);
+    lab.is_sound("image", "an exbibyte");
+    assert_eq!(lab.names(), ["again", "huge", "image", "raw"]);
 }
 
 /// Reading a terabyte would take minutes of this process; it gets seconds.

@@ -9,7 +9,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
+use disk_engine::ErrorKind;
+use disk_engine::control::{CancelToken, Control, Event};
+use disk_engine::ops::convert::{
+    ConvertOptions, ConvertSource, ConvertTarget, TargetFormat, convert,
+};
+use disk_engine::source::Source;
 use disk_engine::sys::image_lock;
+use qcow2_format::CreateOptions;
 use testkit::convert_lab::Lab;
 use testkit::random::Random;
 
@@ -235,6 +242,52 @@ fn a_killed_conversion_leaves_nothing_and_the_next_one_cleans_up() {
     assert_eq!(lab.names(), ["image", "raw"]);
     fs::write(lab.path("raw"), [&[7; 5000][..], &[0; 120]].concat()).unwrap();
     lab.judge("raw", "image", "after kills");
+}
+
+#[test]
+fn a_cancelled_conversion_leaves_nothing() {
+    let lab = lab();
+    for compress in [false, true] {
+        let cancel = CancelToken::new();
+        let token = cancel.clone();
+        let control = Control::new().with_cancel(cancel).with_observer(move |event| {
+            if matches!(event, Event::Progress { .. }) {
+                token.cancel();
+            }
+        });
+        // Large enough for a second look.
+        let file = File::options().write(true).open(lab.path("raw")).unwrap();
+        for part in 0..12 {
+            file.write_all_at(&vec![7; 2 << 20], part * (3 << 20)).unwrap();
+        }
+        let options = ConvertOptions {
+            control,
+            compress,
+            ..ConvertOptions::new(TargetFormat::Qcow2(CreateOptions::new(0)))
+        };
+        let source = ConvertSource::Packed(Source::path(lab.path("raw")));
+        let names = lab.names();
+        let target = lab.path("target");
+        let error = convert(source, ConvertTarget::File(&target), &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        assert_eq!(lab.names(), names);
+    }
+}
+
+#[test]
+fn standard_output_is_not_the_source_either() {
+    let lab = lab();
+    let before = lab.read("raw");
+    for (source, format) in [("raw", "raw"), ("plain", "qcow2")] {
+        let mut command = lab.engine();
+        command.args(["convert", "-f", format, source, "-"]);
+        let file = File::options().write(true).open(lab.path(source)).unwrap();
+        let output = command.stdout(file).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("replaced"), "{source}: {said}");
+    }
+    assert!(lab.read("raw") == before);
+    lab.judge("raw", "plain", "after it was refused");
 }
 
 /// Locked as a running QEMU locks it.

@@ -129,6 +129,15 @@ pub fn protocol(name: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// The file that the guest's clusters of a new image lie in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// Its name, any bytes but NUL. A relative name counts from the folder of the image.
+    pub name: Vec<u8>,
+    /// Whether it is, read by itself, the guest's disk.
+    pub raw: bool,
+}
+
 /// What a new image is to be. The defaults are qemu-img's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateOptions {
@@ -140,6 +149,7 @@ pub struct CreateOptions {
     lazy_refcounts: bool,
     compression_type: CompressionType,
     backing: Option<BackingFile>,
+    data_file: Option<DataFile>,
     extensions: Vec<(u32, Vec<u8>)>,
     preallocation: Preallocation,
 }
@@ -157,6 +167,7 @@ impl CreateOptions {
             lazy_refcounts: false,
             compression_type: CompressionType::Zlib,
             backing: None,
+            data_file: None,
             extensions: Vec::new(),
             preallocation: Preallocation::Off,
         }
@@ -231,6 +242,20 @@ impl CreateOptions {
         self
     }
 
+    /// Where the guest's clusters are to lie, instead of in the image. Who makes the image makes that
+    /// file as well, see [`CreateOptions::fill_with_data`].
+    #[must_use]
+    pub fn data_file(mut self, data_file: DataFile) -> Self {
+        self.data_file = Some(data_file);
+        self
+    }
+
+    /// Where the guest's clusters are to lie, if not in the image.
+    #[must_use]
+    pub fn wanted_data_file(&self) -> Option<&DataFile> {
+        self.data_file.as_ref()
+    }
+
     /// An extension of the caller's own; programs that do not know its type keep it. A second one
     /// of the same type replaces the first.
     #[must_use]
@@ -269,6 +294,7 @@ impl CreateOptions {
                 (self.refcount_order != RefcountOrder::DEFAULT, "refcount_bits other than 16"),
                 (self.extended_l2, "extended_l2"),
                 (self.compression_type != CompressionType::Zlib, "compression_type"),
+                (self.data_file.is_some(), "data_file"),
             ];
             if let Some((_, option)) = needs_v3.into_iter().find(|(asked, _)| *asked) {
                 return Err(OptionsError::NeedsVersion3 { option });
@@ -277,6 +303,17 @@ impl CreateOptions {
         if self.extended_l2 && self.cluster_bits < ClusterBits::EXTENDED_L2_MIN {
             let cluster_size = self.cluster_bits.bytes();
             return Err(OptionsError::ExtendedL2ClusterSize { cluster_size });
+        }
+        if let Some(data_file) = &self.data_file {
+            if data_file.name.is_empty() {
+                return Err(OptionsError::DataFileNameEmpty);
+            }
+            if data_file.name.contains(&0) {
+                return Err(OptionsError::Nul { what: "external data file name" });
+            }
+            if data_file.raw && self.backing.is_some() {
+                return Err(OptionsError::BackingWithRawExternalData);
+            }
         }
         if let Some(backing) = &self.backing {
             backing.check()?;
@@ -296,6 +333,9 @@ impl CreateOptions {
         let mut extensions = Vec::new();
         if let Some(backing) = &self.backing {
             extensions.push(HeaderExtension::BackingFormat(backing.format.to_vec()));
+        }
+        if let Some(data_file) = &self.data_file {
+            extensions.push(HeaderExtension::ExternalDataFile(data_file.name.clone()));
         }
         if self.version == Version::V3 && self.cluster_bits.bytes() >= FEATURE_NAMES_MIN_CLUSTER {
             extensions.push(HeaderExtension::FeatureNameTable(FeatureNameTable::standard()));
@@ -327,11 +367,15 @@ impl CreateOptions {
             nb_snapshots: 0,
             snapshots_offset: HostOffset(0),
             incompatible: IncompatibleFeatures::default()
+                .with(IncompatibleFeatures::EXTERNAL_DATA_FILE, self.data_file.is_some())
                 .with(IncompatibleFeatures::COMPRESSION_TYPE, zstd)
                 .with(IncompatibleFeatures::EXTENDED_L2, self.extended_l2),
             compatible: CompatibleFeatures::default()
                 .with(CompatibleFeatures::LAZY_REFCOUNTS, self.lazy_refcounts),
-            autoclear: AutoclearFeatures::default(),
+            autoclear: AutoclearFeatures::default().with(
+                AutoclearFeatures::RAW_EXTERNAL_DATA,
+                self.data_file.as_ref().is_some_and(|data_file| data_file.raw),
+            ),
             compression_type: self.compression_type,
             additional,
             extensions,

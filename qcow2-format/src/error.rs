@@ -467,6 +467,9 @@ pub enum OptionsError {
         /// What stands before the colon.
         protocol: Vec<u8>,
     },
+    /// A data file name that is empty.
+    #[error("the external data file's name is empty")]
+    DataFileNameEmpty,
     /// A backing format that is empty or over 15 bytes.
     #[error("a backing format name has 1 to 15 bytes, this one has {length}")]
     BackingFormatLength {

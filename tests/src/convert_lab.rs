@@ -58,7 +58,7 @@ impl Lab {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Makes a raw disk of `size` bytes, some of it noise, text and stored zeros, the rest holes.
+    /// Makes a raw disk of `size` bytes, some of it noise, text, numbers and stored zeros, the rest holes.
     ///
     /// # Panics
     ///
@@ -169,7 +169,7 @@ impl Lab {
     }
 }
 
-/// Writes noise, text and zeros into a disk of `size` bytes, here and there.
+/// Writes noise, text, numbers and zeros into a disk of `size` bytes, here and there.
 ///
 /// # Panics
 ///
@@ -185,7 +185,7 @@ pub fn scatter(file: &File, size: u64, random: &mut Random) {
         if random.once_in(2) {
             offset -= offset % 4096;
         }
-        let bytes: Vec<u8> = match random.below(3) {
+        let bytes: Vec<u8> = match random.below(4) {
             0 => (0..length).map(|_| random.word().to_le_bytes()[0]).collect(),
             1 => b"the quick brown fox and so on; "
                 .iter()
@@ -193,6 +193,8 @@ pub fn scatter(file: &File, size: u64, random: &mut Random) {
                 .cycle()
                 .take(length as usize)
                 .collect(),
+            // Half as long once compressed.
+            2 => (0..length).map(|_| random.word().to_le_bytes()[0] & 15 | 64).collect(),
             _ => vec![0; length as usize],
         };
         file.write_all_at(&bytes, offset).unwrap();

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::CreateOptions;
-use qcow2_format::create::BackingFile;
+use qcow2_format::create::{BackingFile, DataFile};
 use qcow2_format::image::Preallocation;
 use serde::Serialize;
 
@@ -19,7 +20,7 @@ use crate::cli::source::SourceOptions;
 use crate::cli::{Output, options, progress, size};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::{BackingPolicy, plain_path};
-use crate::disk::{DiskOptions, Locking, WritableDiskOptions};
+use crate::disk::{Disk, DiskOptions, Locking, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
     Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
@@ -27,6 +28,7 @@ use crate::ops::convert::{
 };
 use crate::ops::pack::PackOptions;
 use crate::sink::CopyOffload;
+use crate::sys::open::is_same_file;
 use crate::sys::pending::{Durability, Existing};
 
 /// Convert a disk: images and chains, snapshots, archives and pipes, into raw or qcow2
@@ -44,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'O', long, value_enum, default_value = "raw")]
     target_format: Target,
     /// Options of the target, as qemu-img names them: compat, cluster_size, refcount_bits,
-    /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, size
+    /// lazy_refcounts, extended_l2, compression_type, preallocation, backing_file, backing_fmt, data_file, data_file_raw, size
     #[arg(short = 'o', value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Store clusters compressed
@@ -81,6 +83,9 @@ pub(crate) struct Arguments {
     /// Begin so far into the target that is there
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0", requires = "into_existing")]
     target_offset: u64,
+    /// Move so many bytes of data in a second at the most
+    #[arg(short = 'r', long, value_name = "SIZE", value_parser = size::parse)]
+    rate_limit: Option<u64>,
     /// Read what can be read: the rest is zeros, and listed
     #[arg(long)]
     salvage: bool,
@@ -200,6 +205,15 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
 fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
     let path = &arguments.source;
     let is_pipe = path.as_os_str() == "-";
+    let is_image = arguments.format.is_some() && !is_pipe;
+    if arguments.snapshot.is_some()
+        && arguments.format.map(BaseFormat::from) != Some(BaseFormat::Qcow2)
+    {
+        return Err(usage("only qcow2 images have snapshots").with_hint("add -f qcow2"));
+    }
+    if arguments.packed.names_member() && is_image {
+        return Err(usage("an image has no members").with_hint("leave out -f for an archive"));
+    }
     let format = match arguments.format {
         Some(format) => BaseFormat::from(format),
         None if is_pipe => return Ok(ConvertSource::Packed(arguments.packed.at(path))),
@@ -229,7 +243,13 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
 
 fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> {
     let image = options::parse(&arguments.options)?;
+    if arguments.into_existing && !arguments.options.is_empty() {
+        return Err(usage("the disk that is there keeps its shape").with_field("-o"));
+    }
     let mut below = None;
+    if image.data_file_raw && image.data_file.is_none() {
+        return Err(usage("data_file_raw needs data_file").with_field("-o"));
+    }
     let format = match arguments.target_format {
         Target::Archive => {
             raw_preallocation(&image.image)?;
@@ -239,7 +259,12 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
         Target::Qcow2 => {
             let name = arguments.backing.clone().or(image.backing_file.map(OsString::from));
             let stated = arguments.backing_format.clone().or(image.backing_format);
-            let mut image = image.image;
+            let mut created = image.image;
+            if let Some(name) = image.data_file {
+                let name = name.into_bytes();
+                created = created.data_file(DataFile { name, raw: image.data_file_raw });
+            }
+            let mut image = created;
             match (name, stated) {
                 (None, None) => {}
                 (Some(_), None) => {
@@ -277,6 +302,7 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
             ..WritableDiskOptions::default()
         },
         salvage: arguments.salvage,
+        rate_limit: arguments.rate_limit.and_then(NonZeroU64::new),
         spill: Spill { folder: arguments.spill.clone(), limit: arguments.spill_limit },
         threads: arguments.packed.threads(),
         existing: if arguments.force { Existing::Replace } else { Existing::Refuse },
@@ -304,13 +330,32 @@ fn into_stdout(
         return Err(usage("a disk is nothing for a terminal")
             .with_hint("name a file, or send standard output to one"));
     }
+    let failed = |error| Error::io("write the disk", label, error);
     // Past the library's own buffer, which looks for ends of lines.
-    let mut file = stdout
-        .as_fd()
-        .try_clone_to_owned()
-        .map(File::from)
-        .map_err(|error| Error::io("write the disk", label, error))?;
+    let mut file = stdout.as_fd().try_clone_to_owned().map(File::from).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if let Some(path) = files(&source)?.iter().find(|path| is_same_file(&metadata, path)) {
+        return Err(usage("the source would be replaced by what is read from it")
+            .with_path(path)
+            .with_hint("send standard output somewhere else"));
+    }
     convert(source, ConvertTarget::Writer { writer: &mut file, label }, options)
+}
+
+/// The files a source is read from.
+fn files(source: &ConvertSource) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    match source {
+        ConvertSource::Images(images) => {
+            for image in images {
+                let disk = Disk::open(&image.path, image.format, &image.disk)?;
+                files.extend(disk.images().map(|image| image.path.to_path_buf()));
+            }
+        }
+        ConvertSource::Packed(source) => files.extend(source.as_path().map(Path::to_path_buf)),
+        _ => {}
+    }
+    Ok(files)
 }
 
 fn summary<'a>(arguments: &'a Arguments, label: &'a Path, report: &'a ConvertReport) -> Report<'a> {

@@ -53,6 +53,13 @@ struct Report {
 
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     let options = options::parse(&arguments.options)?;
+    if options.data_file.is_some() || options.data_file_raw {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "images with an external data file are not made",
+        )
+        .with_field("data_file"));
+    }
     let backing_name = arguments.backing.or(options.backing_file.map(OsString::from));
     let backing_format = arguments.backing_format.or(options.backing_format);
     let backing = match (backing_name, backing_format) {

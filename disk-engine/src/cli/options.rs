@@ -16,6 +16,8 @@ pub(crate) struct ImageOptions {
     pub(crate) size: Option<u64>,
     pub(crate) backing_file: Option<String>,
     pub(crate) backing_format: Option<String>,
+    pub(crate) data_file: Option<String>,
+    pub(crate) data_file_raw: bool,
 }
 
 /// Parses every `-o` of a command line; later values win.
@@ -25,6 +27,8 @@ pub(crate) fn parse(arguments: &[String]) -> Result<ImageOptions> {
         size: None,
         backing_file: None,
         backing_format: None,
+        data_file: None,
+        data_file_raw: false,
     };
     for argument in arguments {
         for option in split(argument) {
@@ -90,8 +94,16 @@ impl ImageOptions {
                 "full" => Preallocation::Full,
                 _ => return Err(wrong("off, metadata, falloc or full")),
             }),
-            "encryption" | "nocow" | "data_file_raw" if !on_off(key, value)? => image,
-            "encryption" | "nocow" | "data_file" | "data_file_raw" => {
+            "data_file" => {
+                self.data_file = Some(value.to_owned());
+                image
+            }
+            "data_file_raw" => {
+                self.data_file_raw = on_off(key, value)?;
+                image
+            }
+            "encryption" | "nocow" if !on_off(key, value)? => image,
+            "encryption" | "nocow" => {
                 return Err(unsupported(key, value));
             }
             _ if key.starts_with("encrypt.") => return Err(unsupported(key, value)),
@@ -179,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_said_by_name() {
-        for option in ["encrypt.format=luks", "data_file=x", "nocow=on"] {
+        for option in ["encrypt.format=luks", "nocow=on"] {
             assert_eq!(refused(option), ErrorKind::Unsupported, "{option}");
         }
         for option in ["colour=red", "cluster_size=3", "compat=2", "refcount_bits=3", "nocow=x"] {

@@ -39,6 +39,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::disk::policy::plain_path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::pending::Existing;
 pub use options::{
@@ -57,7 +58,7 @@ pub use crate::source::disk::{Unreadable, UnreadableParts};
 /// target that is part of its own source; [`ErrorKind::AlreadyExists`] unless told to replace;
 /// [`ErrorKind::Busy`] if a VM uses what is read or written; [`ErrorKind::Corrupt`] for damaged
 /// sources, and those marked so, unless told to salvage; otherwise as
-/// [`Disk::open`](crate::disk::Disk::open), [`extract`](crate::ops::extract) and the system say. Of
+/// [`Disk::open`](crate::disk::Disk::open), [`extract`](crate::ops::extract()) and the system say. Of
 /// a new file nothing is left behind, and what stood there still stands; a disk that was there is
 /// written in part.
 pub fn convert(
@@ -80,6 +81,9 @@ pub fn convert(
     let mut report = match target {
         ConvertTarget::File(path) => {
             refuse_same(&origin, options, path)?;
+            if let Some(data_file) = options.data_file() {
+                refuse_same(&origin, options, &plain_path(path, &data_file.name)?)?;
+            }
             let outcome = if options.into_existing {
                 existing::convert(origin, path, options)
             } else {
@@ -87,6 +91,10 @@ pub fn convert(
             };
             // What no file is to blame for, as threads that cannot be had, is told of this one.
             outcome.map_err(|error| error.or_path(path))
+        }
+        ConvertTarget::Writer { .. } if options.data_file().is_some() => {
+            let message = "an image on a pipe has no external data file";
+            Err(Error::new(ErrorKind::InvalidInput, message).with_field("data_file"))
         }
         ConvertTarget::Writer { writer, label } => pipe::convert(origin, writer, label, options),
     }?;

@@ -92,11 +92,11 @@ pub(crate) struct Examiners<'a> {
     control: Control,
 }
 
-/// All sides of a sink that fills `storage` as `image` says. `threads` examine; none of them leaves it
+/// All sides of a sink that fills `storage`, and its data file's, as `image` says. `threads` examine; none of them leaves it
 /// to the one that uses the sink.
 pub(crate) fn qcow2<'a, S: WriteAt>(
     image: &'a CreateOptions,
-    storage: S,
+    storage: (S, Option<S>),
     rules: &'a Rules<'a>,
     threads: usize,
     (offload, folder): (&'a Offload, &'a Path),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runs      │ data      │ zeros      │ compressed               │ data │
-//! bytes     │ read into │            │ pieces of 2 MiB, decoded │
+//! bytes     │ read into │            │ pieces, decoded          │
 //!           │ the sink  │            │ ahead by several threads │
 //! ```
 //!

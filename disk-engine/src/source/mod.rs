@@ -24,6 +24,7 @@ pub(crate) mod disk;
 pub mod extent;
 pub(crate) mod input;
 mod limits;
+pub(crate) mod paced;
 mod probe;
 pub mod seekable;
 pub(crate) mod tar;

@@ -35,6 +35,8 @@ use crate::l2::{L2Entry, SubclusterBitmap};
 #[derive(Debug)]
 pub struct ImageFiller<S> {
     storage: WriteBehind<S>,
+    /// Where the guest's clusters lie, if not in the image.
+    data: Option<S>,
     header: Header,
     preallocation: Preallocation,
     tables: GuestTables,
@@ -53,10 +55,33 @@ impl CreateOptions {
     ///
     /// # Errors
     ///
-    /// As [`CreateOptions::plan`]; [`Error::Io`] from the storage.
+    /// As [`CreateOptions::plan`]; [`Error::Io`] from the storage;
+    /// [`RequestError::DataFileNeeded`] if the guest's clusters are to lie elsewhere.
     pub fn fill<S: WriteAt>(&self, storage: S) -> Result<ImageFiller<S>> {
+        self.fill_parts(storage, None)
+    }
+
+    /// As [`CreateOptions::fill`], with `data` for the guest's clusters, which is emptied as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`CreateOptions::fill`]; [`RequestError::DataFileUnexpected`] if the image is to have no
+    /// data file.
+    pub fn fill_with_data<S: WriteAt>(&self, storage: S, data: S) -> Result<ImageFiller<S>> {
+        self.fill_parts(storage, Some(data))
+    }
+
+    fn fill_parts<S: WriteAt>(&self, storage: S, data: Option<S>) -> Result<ImageFiller<S>> {
         let plan = self.plan()?;
         let header = plan.header().clone();
+        match (self.wanted_data_file(), &data) {
+            (Some(_), None) => return Err(RequestError::DataFileNeeded.into()),
+            (None, Some(_)) => return Err(RequestError::DataFileUnexpected.into()),
+            _ => {}
+        }
+        if let Some(data) = &data {
+            data.set_length(0).map_err(Error::io("empty the data file", 0))?;
+        }
         if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
             storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
         }
@@ -66,6 +91,7 @@ impl CreateOptions {
         counts.add(0, 1)?;
         Ok(ImageFiller {
             storage: WriteBehind::new(storage),
+            data,
             preallocation: self.preallocation,
             tables: GuestTables::new(geometry)?,
             counts,
@@ -84,10 +110,11 @@ impl<S: WriteAt> ImageFiller<S> {
         &self.header
     }
 
-    /// The storage of the image, for who writes what [`ImageFiller::place`] has made room for.
+    /// The storage of the guest's clusters, for who writes what [`ImageFiller::place`] has made room
+    /// for.
     #[must_use]
-    pub fn storage(&self) -> &S {
-        self.storage.storage()
+    pub fn data_storage(&self) -> &S {
+        self.data.as_ref().unwrap_or(self.storage.storage())
     }
 
     /// How much space the image takes from its storage at once.
@@ -144,7 +171,7 @@ impl<S: WriteAt> ImageFiller<S> {
     pub fn write(&mut self, guest: GuestOffset, bytes: &[u8]) -> Result<()> {
         let cluster_bits = self.geometry().cluster_bits;
         let host = self.place(guest, cluster_bits.clusters(bytes.len() as u64))?;
-        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+        self.write_data(bytes, host)
     }
 
     /// As [`ImageFiller::write`], of one cluster with extended L2 entries, of which `bitmap` says what
@@ -160,7 +187,7 @@ impl<S: WriteAt> ImageFiller<S> {
         bitmap: SubclusterBitmap,
     ) -> Result<()> {
         let host = self.place_with(guest, 1, bitmap)?;
-        self.storage.write(bytes, host.0).map_err(Error::io("write guest data", host.0))
+        self.write_data(bytes, host)
     }
 
     /// Stores the cluster at `guest` as `payload`, what an
@@ -234,10 +261,7 @@ impl<S: WriteAt> ImageFiller<S> {
     pub fn reserve(&mut self, guest: GuestOffset, clusters: u64) -> Result<()> {
         let length = clusters.saturating_mul(self.geometry().cluster_bits.bytes());
         let host = self.place(guest, clusters)?;
-        if self.has_data_file() {
-            return Ok(());
-        }
-        let storage = self.storage.storage();
+        let storage = self.data_storage();
         match self.preallocation {
             Preallocation::Off | Preallocation::Metadata => Ok(()),
             Preallocation::Falloc => storage.allocate_at(host.0, length),
@@ -267,15 +291,27 @@ impl<S: WriteAt> ImageFiller<S> {
         let length = self.length();
         let storage = self.storage.finish().map_err(Error::io("write the image", length))?;
         storage.set_length(length).map_err(Error::io("set the image's length", length))?;
+        if let Some(data) = &self.data {
+            let size = self.header.virtual_size();
+            data.set_length(size).map_err(Error::io("set the data file's length", size))?;
+        }
         let bytes = self.header.encode()?;
         storage.write_all_at(&bytes, 0).map_err(Error::io("write the header", 0))?;
         Ok((self.header, storage))
     }
 
-    /// Gives the storage back, which holds no image.
+    /// Gives back the storage, which holds no image, and that of the guest's clusters.
     #[must_use]
-    pub fn into_storage(self) -> S {
-        self.storage.into_storage()
+    pub fn into_storage(self) -> (S, Option<S>) {
+        (self.storage.into_storage(), self.data)
+    }
+
+    fn write_data(&mut self, bytes: &[u8], host: HostOffset) -> Result<()> {
+        match &self.data {
+            Some(data) => data.write_all_at(bytes, host.0),
+            None => self.storage.write(bytes, host.0),
+        }
+        .map_err(Error::io("write guest data", host.0))
     }
 
     fn geometry(&self) -> Geometry {

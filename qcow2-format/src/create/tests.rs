@@ -52,6 +52,11 @@ fn each_impossible_option_is_named() {
         (on(":", BackingFormat::Raw), protocol("")),
         (on("a", other(b"")), O::BackingFormatLength { length: 0 }),
         (on("a", other(&[b'r'; 16])), O::BackingFormatLength { length: 16 }),
+        (small().data_file(data_file("", false)), O::DataFileNameEmpty),
+        (
+            on("base", BackingFormat::Raw).data_file(data_file("data", true)),
+            O::BackingWithRawExternalData,
+        ),
         (small().unknown_extension(0, Vec::new()), O::ExtensionTypeTaken { extension_type: 0 }),
         (
             small().unknown_extension(0xe279_2aca, b"raw".to_vec()),
@@ -77,7 +82,7 @@ fn each_impossible_option_is_named() {
         O::BackingNameIsProtocol { .. } => "protocol",
         O::BackingFormatLength { .. } => "format",
         O::PreallocationOverBacking => "preallocation",
-        // No new image has an external data file: `header::tests` has the row.
+        O::DataFileNameEmpty => "no data file name",
         O::BackingWithRawExternalData => "raw external data",
         O::ExtensionTypeTaken { .. } => "extension",
         O::HeaderTooLarge { .. } => "header",
@@ -90,7 +95,11 @@ fn each_impossible_option_is_named() {
         }
         seen.insert(name(&expected));
     }
-    assert_eq!(seen.len(), 11, "each error has a row");
+    assert_eq!(seen.len(), 13, "each error has a row");
+}
+
+fn data_file(name: &str, raw: bool) -> DataFile {
+    DataFile { name: name.into(), raw }
 }
 
 #[test]

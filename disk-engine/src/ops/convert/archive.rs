@@ -49,7 +49,7 @@ pub(super) fn write(
     let raw = TargetFormat::Raw { preallocation: Preallocation::Off };
     let source = origin.with_extents(options, |source| {
         let mut kept = Kept::new(source, &spilled);
-        new::write(&mut kept, spilled.file(), spilled.label(), &raw, options)
+        new::write(&mut kept, (spilled.file(), None), spilled.label(), &raw, options)
     })?;
     let kept = spilled.check()?;
     let disk = spilled.disk()?;

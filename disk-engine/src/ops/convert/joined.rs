@@ -68,6 +68,13 @@ impl Joined {
         sizes.min().unwrap_or(512)
     }
 
+    /// Size of the largest cluster of all images, in bytes.
+    pub(super) fn cluster(&self) -> u64 {
+        let images = self.disks().flat_map(Disk::images);
+        let sizes = images.filter_map(|image| Some(image.header?.geometry().cluster_bits.bytes()));
+        sizes.max().unwrap_or(512)
+    }
+
     /// The disk that holds `offset`, and where it begins.
     fn at(&self, offset: u64) -> Result<&(u64, Disk)> {
         let behind = self.disks.partition_point(|(start, _)| *start <= offset);

@@ -2,8 +2,8 @@
 //!
 //! Caller: `ops::convert`.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -16,6 +16,7 @@ use super::options::{ConvertOptions, ConvertReport, TargetFormat};
 use super::origin::{Origin, cannot_start};
 use crate::disk::DiskContent;
 use crate::disk::chain::from_format;
+use crate::disk::policy::plain_path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sink::offload::Offload;
 use crate::sink::qcow2::{Rules, qcow2};
@@ -23,7 +24,7 @@ use crate::sink::raw::{RawRules, raw};
 use crate::source::extent::ExtentSource;
 use crate::sys::image_file::ImageFile;
 use crate::sys::image_lock::ImageLock;
-use crate::sys::pending::{self, PendingFile};
+use crate::sys::pending::{self, Existing, PendingFile};
 use crate::transfer::pump;
 
 pub(super) fn convert(
@@ -35,22 +36,52 @@ pub(super) fn convert(
     // nobody's way.
     let _ = pending::sweep(path);
     let pending = PendingFile::create(path, options.existing, options.mode)?;
+    let data = data_file(path, options)?;
     let report = match &options.format {
         TargetFormat::Archive(pack) => {
             archive::write(origin, &mut pending.file(), path, pack, options)
         }
-        format => origin
-            .with_extents(options, |source| write(source, pending.file(), path, format, options)),
+        format => origin.with_extents(options, |source| {
+            let data = data.as_ref().map(|(pending, path)| (pending.file(), path.as_path()));
+            write(source, (pending.file(), data), path, format, options)
+        }),
     }?;
     options.control.check()?;
-    pending.publish(options.durability)?;
+    let Some((data, data_path)) = data else {
+        pending.publish(options.durability)?;
+        return Ok(report);
+    };
+    // Before the image that names it.
+    data.publish(options.durability)?;
+    pending.publish(options.durability).inspect_err(|_| {
+        if options.existing == Existing::Refuse {
+            let _ = fs::remove_file(&data_path);
+        }
+    })?;
     Ok(report)
 }
 
-/// Writes `source` into `file`, which is empty; `path` is what errors call it.
+/// Starts the data file of an image that is to have one.
+fn data_file(path: &Path, options: &ConvertOptions) -> Result<Option<(PendingFile, PathBuf)>> {
+    let Some(data_file) = options.data_file() else { return Ok(None) };
+    let data_path = plain_path(path, &data_file.name)?;
+    let folder = |path: &Path| {
+        let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::canonicalize(parent.unwrap_or(Path::new("."))).ok()
+    };
+    if data_path.file_name() == path.file_name() && folder(&data_path) == folder(path) {
+        let message = "an image is not its own data file";
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_path(path));
+    }
+    let pending = PendingFile::create(&data_path, options.existing, options.mode)?;
+    Ok(Some((pending, data_path)))
+}
+
+/// Writes `source` into `file`, which is empty, and into that of its data file; `path` is what errors
+/// call it.
 pub(super) fn write(
     source: &mut dyn ExtentSource,
-    file: &File,
+    (file, data): (&File, Option<(&File, &Path)>),
     path: &Path,
     format: &TargetFormat,
     options: &ConvertOptions,
@@ -60,8 +91,10 @@ pub(super) fn write(
             write_raw(source, file, path, *preallocation, options)
         }
         TargetFormat::Qcow2(image) => {
-            let storage = storage(file, path)?;
-            write_qcow2(source, file, storage, path, image, options)
+            let own = storage(file, path)?;
+            let other = data.map(|(file, path)| storage(file, path)).transpose()?;
+            let file = data.map_or(file, |(file, _)| file);
+            write_qcow2(source, file, (own, other), path, image, options)
         }
         TargetFormat::Archive(_) => {
             Err(Error::new(ErrorKind::InvalidInput, "an archive is made of a disk that is there"))
@@ -119,7 +152,7 @@ fn storage(file: &File, path: &Path) -> Result<ImageFile> {
 fn write_qcow2(
     source: &mut dyn ExtentSource,
     file: &File,
-    storage: ImageFile,
+    storage: (ImageFile, Option<ImageFile>),
     path: &Path,
     image: &CreateOptions,
     options: &ConvertOptions,

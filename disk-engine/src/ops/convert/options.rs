@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use qcow2_format::create::DataFile;
 use qcow2_format::image::Preallocation;
 use qcow2_format::{CreateOptions, Header};
 
@@ -141,6 +142,9 @@ pub struct ConvertOptions {
     pub target: WritableDiskOptions,
     /// Read what can be read, list the rest and take it for zeros.
     pub salvage: bool,
+    /// Bytes of data in a second at the most; as many as there can be unless given. A
+    /// cancel is noticed after what was read last, 256 KiB at the most, has had its time.
+    pub rate_limit: Option<NonZeroU64>,
     /// Where what cannot go straight through a pipe is kept meanwhile.
     pub spill: Spill,
     /// Threads that decode, and threads that compress; as many as there are cores unless given.
@@ -173,6 +177,7 @@ impl ConvertOptions {
             target_is_zero: false,
             target: WritableDiskOptions::default(),
             salvage: false,
+            rate_limit: None,
             spill: Spill::default(),
             threads: None,
             existing: Existing::Refuse,
@@ -200,6 +205,9 @@ impl ConvertOptions {
         if self.below.is_some() && !matches!(self.format, TargetFormat::Qcow2(_)) {
             return refuse("only qcow2 images stand on another", "backing file");
         }
+        if self.compress && self.data_file().is_some() {
+            return refuse("an external data file holds nothing compressed", "data_file");
+        }
         if self.into_existing && matches!(self.format, TargetFormat::Archive(_)) {
             return refuse("an archive is always made anew", "target");
         }
@@ -210,6 +218,14 @@ impl ConvertOptions {
             return refuse("it is about a disk that is there, and this one is new", "target");
         }
         Ok(())
+    }
+
+    /// The data file a new image is to have.
+    pub(super) fn data_file(&self) -> Option<&DataFile> {
+        match &self.format {
+            TargetFormat::Qcow2(image) => image.wanted_data_file(),
+            _ => None,
+        }
     }
 
     pub(super) fn threads(&self) -> usize {

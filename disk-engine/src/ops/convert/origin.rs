@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::cut::{Cut, Wanted};
 use crate::source::disk::{Ahead, DiskSource};
 use crate::source::extent::ExtentSource;
+use crate::source::paced::Paced;
 use crate::source::{Opened, Source};
 
 /// An opened source.
@@ -108,13 +109,19 @@ impl Origin {
             Self::Packed { source, label } => {
                 let named = |error: Error| error.or_path(&label);
                 let mut opened: Opened = source.open(false, &options.control).map_err(named)?;
-                let mut report = work(&mut Cut::new(&mut opened, wanted)).map_err(named)?;
+                let mut report = {
+                    let mut cut = Cut::new(&mut opened, wanted);
+                    work(&mut Paced::new(&mut cut, options.rate_limit)).map_err(named)?
+                };
                 report.source_bytes = opened.finish().map_err(named)?.bytes;
                 report.threads = options.threads();
                 Ok(report)
             }
             Self::Streamed(mut image) => {
-                let mut report = work(&mut Cut::new(&mut *image, wanted))?;
+                let mut report = {
+                    let mut cut = Cut::new(&mut *image, wanted);
+                    work(&mut Paced::new(&mut cut, options.rate_limit))?
+                };
                 report.source_bytes = image.finish()?;
                 report.threads = options.threads();
                 Ok(report)
@@ -133,7 +140,7 @@ fn with_disk(
     let range = joined.range(options.offset, options.length);
     let read = range.end - range.start;
     let threads = options.threads();
-    let ahead = Ahead::new(&reading, threads);
+    let ahead = Ahead::new(&reading, threads, joined.cluster());
     let mut report = thread::scope(|scope| {
         let _end = End(&ahead);
         for number in 0..threads {
@@ -144,7 +151,8 @@ fn with_disk(
         }
         let mut source = DiskSource::new(&reading, Some(&ahead), range);
         let whole = Wanted { offset: 0, length: None, size: options.size };
-        work(&mut Cut::new(&mut source, whole))
+        let mut cut = Cut::new(&mut source, whole);
+        work(&mut Paced::new(&mut cut, options.rate_limit))
     })?;
     report.source_bytes = read;
     report.spilled_bytes = report.spilled_bytes.saturating_add(joined.spilled());

@@ -130,7 +130,7 @@ fn spill(
     let mut begun = Begun { shape, source };
     let (file, name) = (spilled.file(), spilled.label());
     let mut kept = Kept::new(&mut begun, &spilled);
-    let mut report = new::write(&mut kept, file, name, &options.format, options)?;
+    let mut report = new::write(&mut kept, (file, None), name, &options.format, options)?;
     report.spilled_bytes = spilled.check()?;
     let disk = spilled.disk()?;
     let reading = Reading::strict(&disk);

@@ -42,15 +42,15 @@ pub(crate) struct Counts {
 /// The writing side, to be [run](Qcow2Writer::run) on a thread of its own.
 pub(crate) struct Qcow2Writer<'a, S> {
     image: &'a CreateOptions,
-    /// Empty while a filler has it.
-    storage: Option<S>,
+    /// The image's, and its data file's; empty while a filler has them.
+    storage: Option<(S, Option<S>)>,
     rules: &'a Rules<'a>,
     orders: Receiver<(u64, Result<Order>)>,
     free: Sender<Vec<u8>>,
     offload: &'a Offload,
     written: &'a AtomicU64,
     counts: Counts,
-    /// The image's file, for the kernel.
+    /// The file that the guest's clusters lie in, for the kernel.
     target: Option<&'a File>,
     /// All clusters before this offset were given their place.
     reserved: u64,
@@ -59,7 +59,7 @@ pub(crate) struct Qcow2Writer<'a, S> {
 impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
     pub(super) fn new(
         image: &'a CreateOptions,
-        storage: S,
+        storage: (S, Option<S>),
         rules: &'a Rules<'a>,
         orders: Receiver<(u64, Result<Order>)>,
         free: Sender<Vec<u8>>,
@@ -79,7 +79,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         }
     }
 
-    /// The image lies in `file`, so that the kernel can copy into it.
+    /// The guest's clusters lie in `file`, so that the kernel can copy into it.
     pub(crate) fn in_file(mut self, file: &'a File) -> Self {
         self.target = Some(file);
         self
@@ -147,7 +147,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
 
     fn begin(
         &mut self,
-        storage: S,
+        (storage, data): (S, Option<S>),
         shape: DiskShape,
     ) -> Result<ImageFiller<S>, qcow2_format::Error> {
         self.counts = Counts::default();
@@ -159,13 +159,22 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         {
             image = image.preallocation(Preallocation::Full);
         }
-        match shape.size {
-            Some(size) => image.virtual_size(size).fill(storage),
+        // Whoever reads the data file by itself finds clusters in it, wherever they were made.
+        let raw = image.wanted_data_file().is_some_and(|data_file| data_file.raw);
+        if raw && image.wanted_preallocation() == Preallocation::Off {
+            image = image.preallocation(Preallocation::Metadata);
+        }
+        let image = match shape.size {
+            Some(size) => image.virtual_size(size),
             None => {
                 // Whatever it is: the end will tell.
                 let most = image.plan()?.header().geometry().max_virtual_size();
-                image.virtual_size(most).fill(storage)
+                image.virtual_size(most)
             }
+        };
+        match data {
+            Some(data) => image.fill_with_data(storage, data),
+            None => image.fill(storage),
         }
     }
 
@@ -272,7 +281,7 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
                 .map_err(|error| Error::io("read the disk for", path, error).with_offset(from))?;
             let to = host.saturating_add(done);
             let bytes = bytes.get(..read).unwrap_or_default();
-            filler.storage().write_all_at(bytes, to).map_err(|error| failed(error, to))?;
+            filler.data_storage().write_all_at(bytes, to).map_err(|error| failed(error, to))?;
             done = done.saturating_add(count as u64);
         }
         self.counts.stored += length;

@@ -1,12 +1,13 @@
 //! Pieces of a disk read ahead by several threads, for who reads them in order.
 //!
 //! ```text
-//! asked for   │ 2 MiB │ 2 MiB │ 2 MiB │ …         a thread each
+//! asked for   │ piece │ piece │ piece │ …         a thread each
 //! read()          ◀── in order ──
 //! ```
 //!
-//! A piece ends at a multiple of 2 MiB, the largest cluster, so that nothing is decoded twice. At
-//! most two pieces for each thread, and two more, are in memory. Caller: `source::disk`.
+//! A piece ends at a multiple of the largest cluster, so that nothing is decoded twice, and is 256 KiB
+//! at the least: small enough to be still near the processor when it is passed on. At most two pieces
+//! for each thread, and two more, are in memory. Caller: `source::disk`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::disk::salvage::Reading;
 use crate::source::input;
 
-/// Where pieces end.
-const PIECE: u64 = 2 << 20;
+/// Bytes of a piece at the least.
+const PIECE: u64 = 256 << 10;
 
 /// A piece, in the order of the disk.
 struct Piece {
@@ -48,12 +49,21 @@ pub(crate) struct Ahead<'a> {
     queue: Mutex<Queue>,
     changed: Condvar,
     most: usize,
+    /// Where pieces end.
+    piece: u64,
 }
 
 impl<'a> Ahead<'a> {
-    pub(crate) fn new(reading: &'a Reading<'a>, threads: usize) -> Self {
+    /// `cluster` is the size of the disk's largest cluster, in bytes.
+    pub(crate) fn new(reading: &'a Reading<'a>, threads: usize, cluster: u64) -> Self {
         let most = threads.saturating_mul(2).saturating_add(2);
-        Self { reading, queue: Mutex::default(), changed: Condvar::new(), most }
+        Self {
+            reading,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            most,
+            piece: PIECE.max(cluster),
+        }
     }
 
     /// Reads pieces until [`Ahead::end`]. Run it on as many threads as there are to be.
@@ -152,7 +162,8 @@ impl<'a> Ahead<'a> {
             && let Some(range) = queue.ranges.front_mut()
         {
             let start = range.start;
-            let end = (start / PIECE).saturating_add(1).saturating_mul(PIECE).min(range.end);
+            let end = (start / self.piece).saturating_add(1).saturating_mul(self.piece);
+            let end = end.min(range.end);
             range.start = end;
             if end >= range.end {
                 queue.ranges.pop_front();
@@ -168,7 +179,7 @@ impl<'a> Ahead<'a> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let mut memory = match memory {
             Some(memory) => memory,
-            None => input::zeroed(usize::try_from(PIECE).unwrap_or(usize::MAX))?,
+            None => input::zeroed(length)?,
         };
         memory.resize(length, 0);
         self.reading.read_at(&mut memory, start)?;

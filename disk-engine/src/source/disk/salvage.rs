@@ -1,7 +1,7 @@
 //! A disk's bytes, and what cannot be read of it.
 //!
 //! ```text
-//! read 2 MiB ─ fails ─▶ 1 MiB, 1 MiB ─ one fails ─▶ … ─▶ the smallest piece: zeros, and noted
+//! read 256 KiB ─ fails ─▶ 128 KiB, 128 KiB ─ one fails ─▶ … ─▶ the smallest piece: zeros, and noted
 //! ```
 //!
 //! Without salvage the first failure is the answer. Callers: `source::disk`.
@@ -210,7 +210,7 @@ mod tests {
         use crate::source::extent::{Extent, ExtentSource};
         for threads in [0, 1, 3] {
             let reading = Reading::to_salvage(&Failing, 65_536);
-            let ahead = Ahead::new(&reading, threads);
+            let ahead = Ahead::new(&reading, threads, 65_536);
             let mut disk = Vec::new();
             std::thread::scope(|scope| {
                 (0..threads).for_each(|_| {

@@ -101,7 +101,7 @@ fn what_is_filled_is_read_and_counted() {
                 }
                 _ => {
                     let at = filler.place(guest, 1).unwrap();
-                    filler.storage().write_all_at(&content, at.0).unwrap();
+                    filler.data_storage().write_all_at(&content, at.0).unwrap();
                     taken.push((at.0, bytes));
                     expected[place..place + content.len()].copy_from_slice(&content);
                 }
@@ -211,5 +211,5 @@ fn version_2_has_no_zero_clusters() {
 fn an_image_that_was_not_finished_is_none() {
     let mut filler = options(1 << 20, (16, 4, false)).fill(Memory::new(vec![7; 100])).unwrap();
     filler.write(GuestOffset(0), &[7; 1 << 16]).unwrap();
-    assert!(Header::read(&filler.into_storage()).is_err());
+    assert!(Header::read(&filler.into_storage().0).is_err());
 }
