@@ -274,7 +274,14 @@ fn snapshots_are_sources() {
     }
     assert!(lab.read("ours") != lab.read("raw"), "a later snapshot is another disk");
     assert_eq!(lab.refused(&["-f", "qcow2", "-l", "third", "image", "x"]).0, "not-found");
-    assert_eq!(lab.refused(&["-f", "raw", "-l", "first", "image", "x"]).0, "invalid-input");
+    for words in [
+        &["-f", "raw", "-l", "first", "image", "x"][..],
+        &["-l", "first", "raw", "x"],
+        &["-f", "qcow2", "--member", "disk.img", "image", "x"],
+        &["-n", "-o", "cluster_size=4k", "-O", "qcow2", "raw", "image"],
+    ] {
+        assert_eq!(lab.refused(words).0, "invalid-input", "{words:?}");
+    }
 }
 
 #[test]
@@ -410,7 +417,14 @@ fn every_size_there_is() {
         let (code, _) = lab.refused(&["-f", "raw", "-o", &size, "raw", "x"]);
         assert_eq!(code, "io");
     }
-    assert_eq!(lab.names(), ["again", "image", "raw"]);
+    // What no file can be, and what one can that holds nothing.
+    lab.qemu(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "huge", "1E"]);
+    assert_eq!(lab.refused(&["-f", "qcow2", "huge", "x"]).0, "io");
+    assert_eq!(lab.refused(&["-f", "qcow2", "-O", "qcow2", "huge", "x"]).0, "invalid-input");
+    let words = ["-f", "qcow2", "-O", "qcow2", "-o", "cluster_size=2M", "--force", "huge", "image"];
+    lab.convert(&words);
+    lab.is_sound("image", "an exbibyte");
+    assert_eq!(lab.names(), ["again", "huge", "image", "raw"]);
 }
 
 /// Reading a terabyte would take minutes of this process; it gets seconds.

@@ -205,6 +205,15 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
 fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
     let path = &arguments.source;
     let is_pipe = path.as_os_str() == "-";
+    let is_image = arguments.format.is_some() && !is_pipe;
+    if arguments.snapshot.is_some()
+        && arguments.format.map(BaseFormat::from) != Some(BaseFormat::Qcow2)
+    {
+        return Err(usage("only qcow2 images have snapshots").with_hint("add -f qcow2"));
+    }
+    if arguments.packed.names_member() && is_image {
+        return Err(usage("an image has no members").with_hint("leave out -f for an archive"));
+    }
     let format = match arguments.format {
         Some(format) => BaseFormat::from(format),
         None if is_pipe => return Ok(ConvertSource::Packed(arguments.packed.at(path))),
@@ -234,6 +243,9 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
 
 fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> {
     let image = options::parse(&arguments.options)?;
+    if arguments.into_existing && !arguments.options.is_empty() {
+        return Err(usage("the disk that is there keeps its shape").with_field("-o"));
+    }
     let mut below = None;
     let format = match arguments.target_format {
         Target::Archive => {

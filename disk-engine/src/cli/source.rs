@@ -43,6 +43,11 @@ impl SourceOptions {
         self.apply(source)
     }
 
+    /// Whether a member was asked for.
+    pub(crate) fn names_member(&self) -> bool {
+        self.member.is_some()
+    }
+
     /// Threads that may decode, if that was said.
     pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
         self.threads

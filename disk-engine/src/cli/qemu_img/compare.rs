@@ -13,7 +13,9 @@ use crate::ops::compare::{CompareError, CompareOptions, Step, Which, compare};
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "a-format"),
+    long_value("left-format"),
     value(b'F', "b-format"),
+    long_value("right-format"),
     value(b'T', "cache"),
     flag(b'p', "progress"),
     flag(b'q', "quiet"),
@@ -37,8 +39,8 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut options = CompareOptions::default();
     while let Some(found) = next_option("compare", &mut words)? {
         match found.name {
-            "a-format" => first.format = Some(found.text()),
-            "b-format" => second.format = Some(found.text()),
+            "a-format" | "left-format" => first.format = Some(found.text()),
+            "b-format" | "right-format" => second.format = Some(found.text()),
             "cache" => cache = found.text(),
             "progress" => progress = true,
             "quiet" => quiet = true,

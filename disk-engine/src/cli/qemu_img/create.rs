@@ -230,28 +230,14 @@ fn backing_size(path: &Path, backing: &OsStr, format: Option<&str>) -> Result<u6
 fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> Result<(), String> {
     let size = asked.number("size").unwrap_or(0);
     // qemu-img makes the file before it looks any further.
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if let Err(error) = folder.join(".").metadata() {
-        let cause = complaint::strerror(&error);
-        return Err(format!("Could not create '{}': {cause}", path.to_string_lossy()));
-    }
-    if path.is_dir() {
-        return Err(format!("Could not create '{}': Is a directory", path.to_string_lossy()));
-    }
+    check_folder(path)?;
     let options = CreateFileOptions { existing: Existing::Replace, ..CreateFileOptions::default() };
     if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
         warn("Failed to set extent size hint: Operation not supported");
     }
     match target {
         Target::Raw => {
-            let preallocation =
-                preallocation(asked).map_err(|mode| format!("invalid parameter value: {mode}"))?;
-            if preallocation == Preallocation::Metadata {
-                return Err("Unsupported preallocation mode: metadata".to_owned());
-            }
+            let preallocation = raw_preallocation(asked)?;
             if size > SIZE_MAX - SIZE_MAX % SECTOR {
                 return Err("Could not resize file: Invalid argument".to_owned());
             }
@@ -265,6 +251,30 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
             }
             create(path, &image, &options).map(|_| ()).map_err(|error| not_made(path, &error))
         }
+    }
+}
+
+/// Whether a file can be made at `path`, as far as its folder tells.
+pub(super) fn check_folder(path: &Path) -> Result<(), String> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let refused =
+        |cause: &str| Err(format!("Could not create '{}': {cause}", path.to_string_lossy()));
+    match folder.join(".").metadata() {
+        Err(error) => refused(&complaint::strerror(&error)),
+        Ok(_) if path.is_dir() => refused("Is a directory"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The preallocation that is asked of a raw disk.
+pub(super) fn raw_preallocation(asked: &Opts) -> Result<Preallocation, String> {
+    match preallocation(asked) {
+        Ok(Preallocation::Metadata) => Err("Unsupported preallocation mode: metadata".to_owned()),
+        Ok(preallocation) => Ok(preallocation),
+        Err(mode) => Err(format!("invalid parameter value: {mode}")),
     }
 }
 
@@ -389,7 +399,7 @@ fn needs_v3(what: &str) -> String {
 }
 
 /// Why an image was not made.
-fn not_made(path: &Path, error: &Error) -> String {
+pub(super) fn not_made(path: &Path, error: &Error) -> String {
     let shown = path.to_string_lossy();
     if let Some(io) = error.io_error() {
         let cause = complaint::strerror(io);

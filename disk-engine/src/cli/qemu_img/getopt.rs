@@ -32,6 +32,11 @@ pub(super) const fn value(short: u8, long: &'static str) -> Known {
     Known { short: Some(short), long, takes: true }
 }
 
+/// An option with a letter alone.
+pub(super) const fn letter(short: u8) -> Known {
+    Known { short: Some(short), long: "", takes: false }
+}
+
 /// An option with a name alone.
 pub(super) const fn long(long: &'static str) -> Known {
     Known { short: None, long, takes: false }
@@ -40,6 +45,19 @@ pub(super) const fn long(long: &'static str) -> Known {
 /// An option with a name and an argument.
 pub(super) const fn long_value(long: &'static str) -> Known {
     Known { short: None, long, takes: true }
+}
+
+impl Known {
+    /// What it is called where it is found: its letter, if it has no name.
+    fn name(self) -> &'static str {
+        const LETTERS: [(u8, &str); 3] = [(b'c', "c"), (b'n', "n"), (b'p', "p")];
+        match self.short {
+            Some(short) if self.long.is_empty() => {
+                LETTERS.iter().find(|(letter, _)| *letter == short).map_or("", |(_, name)| name)
+            }
+            _ => self.long,
+        }
+    }
 }
 
 /// An option found.
@@ -119,7 +137,7 @@ impl<'a> Words<'a> {
                 .pop_front()
                 .ok_or_else(|| format!("option requires an argument -- '{shown}'"))?,
         };
-        Ok(Found { name: known.long, argument })
+        Ok(Found { name: known.name(), argument })
     }
 
     fn long(&mut self, word: &[u8]) -> Result<Found, String> {

@@ -16,9 +16,12 @@
 //! What is not supported is said by name, on standard error, and ends as an error of qemu-img's does.
 //! Callers: `cli`.
 
+mod check;
 mod compare;
 mod complaint;
+mod convert;
 mod create;
+mod dd;
 mod getopt;
 mod help;
 mod image;
@@ -84,8 +87,11 @@ type Outcome<T = u8> = Result<T, Stop>;
 type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
 
 const COMMANDS: &[Command] = &[
+    ("check", check::run),
     ("compare", compare::run),
+    ("convert", convert::run),
     ("create", create::run),
+    ("dd", dd::run),
     ("info", info::run),
     ("map", map::run),
     ("measure", measure::run),

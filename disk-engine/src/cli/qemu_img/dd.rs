@@ -1,0 +1,126 @@
+//! `qemu-img dd`.
+
+use std::ffi::OsString;
+
+use qcow2_format::CreateOptions;
+use qcow2_format::image::Preallocation;
+
+use super::create::{check_folder, destination, not_made, target};
+use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::image::Naming;
+use super::number::{self, SIZE_MAX};
+use super::opts::Target;
+use super::{Outcome, Stop, complaint, next_option, tell};
+use crate::disk::sectors::{SECTOR, whole_sectors};
+use crate::ops::convert::{
+    Below, ConvertOptions, ConvertSource, ConvertTarget, DiskSpec, TargetFormat, convert,
+};
+use crate::sys::pending::Existing;
+
+const KNOWN: &[Known] = &[
+    flag(b'h', "help"),
+    value(b'f', "format"),
+    long_value("object"),
+    long("image-opts"),
+    value(b'O', "output-format"),
+    flag(b'U', "force-share"),
+];
+
+/// Most bytes of a block.
+const BLOCK_MAX: u64 = i32::MAX.unsigned_abs() as u64;
+
+/// What the operands say.
+#[derive(Debug, Default)]
+struct Operands {
+    input: Option<OsString>,
+    output: Option<OsString>,
+    block: Option<u64>,
+    count: Option<u64>,
+    skip: Option<u64>,
+}
+
+impl Operands {
+    fn set(&mut self, word: &OsString) -> Outcome<()> {
+        let text = word.to_string_lossy();
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(Stop::said(format!("unrecognized operand {text}")));
+        };
+        match name {
+            "if" => self.input = Some(OsString::from(value)),
+            "of" => self.output = Some(OsString::from(value)),
+            "bs" => self.block = Some(number::bounded(value, "bs", 1, BLOCK_MAX)?),
+            "count" => self.count = Some(number::bounded(value, "count", 0, SIZE_MAX)?),
+            "skip" => self.skip = Some(number::bounded(value, "skip", 0, SIZE_MAX)?),
+            _ => return Err(Stop::said(format!("unrecognized operand {name}"))),
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn run(words: Vec<OsString>) -> Outcome {
+    let mut words = Words::new(words, KNOWN);
+    let mut naming = Naming::default();
+    let mut format = "raw".to_owned();
+    while let Some(found) = next_option("dd", &mut words)? {
+        match found.name {
+            "format" => naming.format = Some(found.text()),
+            "output-format" => format = found.text(),
+            "image-opts" => naming.image_opts = true,
+            "force-share" => naming.force_share = true,
+            _ => {}
+        }
+    }
+    let mut operands = Operands::default();
+    for word in words.operands() {
+        operands.set(&word)?;
+    }
+    let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
+        return Err(Stop::said("Must specify both input and output files"));
+    };
+    let named = naming.resolve(input)?;
+    named.check(None)?;
+    let made =
+        target(&format).map_err(|text| match text.strip_suffix(&format!(" '{format}'")) {
+            Some(text) => Stop::said(text),
+            None => Stop::said(text),
+        })?;
+    let path = destination(output).map_err(Stop::said)?;
+    let spec = DiskSpec { path: named.path.clone(), format: named.format, disk: named.disk() };
+    let disk = Below::open(&spec).map_err(|error| complaint::not_opened(&named, &error))?;
+    let size = whole_sectors(disk.size());
+    drop(disk);
+
+    let block = operands.block.unwrap_or(SECTOR);
+    let end = match operands.count.map(|count| count.checked_mul(block)) {
+        Some(Some(end)) => end.min(size),
+        _ => size,
+    };
+    let start = operands.skip.unwrap_or(0).saturating_mul(block);
+    let length = end.saturating_sub(start);
+    if operands.skip.is_some() && start > end {
+        tell(&format!("{}: {}: cannot skip to specified offset\n", super::NAME, named.shown));
+    }
+    let shown = output.to_string_lossy();
+    let creating =
+        |text: String| Stop::said(format!("{shown}: error while creating output image: {text}"));
+    check_folder(&path).map_err(creating)?;
+    let options = ConvertOptions {
+        offset: start.min(end),
+        length: Some(length),
+        size: Some(whole_sectors(length)),
+        existing: Existing::Replace,
+        ..ConvertOptions::new(match made {
+            Target::Raw => TargetFormat::Raw { preallocation: Preallocation::Off },
+            Target::Qcow2 => TargetFormat::Qcow2(CreateOptions::new(whole_sectors(length))),
+        })
+    };
+    let copied = convert(ConvertSource::Images(vec![spec]), ConvertTarget::File(&path), &options);
+    copied.map(|_| 0).map_err(|error| {
+        if error.path() == Some(path.as_path()) {
+            let text = not_made(&path, &error);
+            return Stop::said(format!("{shown}: error while creating output image: {text}"));
+        }
+        let cause = error.io_error().map_or_else(|| complaint::own(&error), complaint::strerror);
+        Stop::said(format!("error while reading from input image file: {cause}"))
+    })
+}
