@@ -211,6 +211,9 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
     {
         return Err(usage("only qcow2 images have snapshots").with_hint("add -f qcow2"));
     }
+    if arguments.force_share && !is_image {
+        return Err(usage("only images are shared with VMs").with_hint("add -f raw or -f qcow2"));
+    }
     if arguments.packed.names_member() && is_image {
         return Err(usage("an image has no members").with_hint("leave out -f for an archive"));
     }
