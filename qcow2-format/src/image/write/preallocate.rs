@@ -40,6 +40,7 @@ impl<S: WriteAt + Sync> WritableImage<S> {
         }
         let storage = &self.image.storage;
         let bytes = self.image.geometry().cluster_bits.bytes();
+        let part = self.image.geometry().subcluster_bytes();
         // Subclusters stay unallocated, as QEMU leaves them: what is below shows through.
         let bitmap = SubclusterBitmap(0);
         let mut state = self.lock();
@@ -56,7 +57,13 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             self.change_entries(&mut state, guest, &entries)?;
             self.relieve(&mut state)?;
             let (start, length) = (room.host.0, room.clusters * bytes);
-            take(storage, preallocation, start, length)
+            // The file of one that takes no space ends with the disk's last subcluster.
+            let used = self.image.virtual_size().next_multiple_of(part).saturating_sub(guest);
+            let taken = match preallocation {
+                Preallocation::Metadata => length.min(used),
+                _ => length,
+            };
+            take(storage, preallocation, start, taken)
                 .map_err(Error::io("take space for the image", start))?;
             guest += length;
         }
