@@ -54,25 +54,25 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let [one, other] = operands.as_slice() else {
         return Err(Stop::usage("Expecting two image file names"));
     };
-    if !is_cache_mode(&cache) {
-        return Err(Stop::said(format!("Invalid source cache option: {cache}")).with_code(2));
-    }
     let open = |naming: &Naming, word| {
         let named = naming.resolve(word)?;
         named.check(None).map(|()| named)
     };
     let progress = progress && !quiet;
-    let (one, other) = match open(&first, one).and_then(|one| Ok((one, open(&second, other)?))) {
-        Ok(both) => both,
-        Err(stop) => {
-            if progress {
-                print("\n");
-            }
-            return Err(stop.with_code(2));
-        }
+    let both = match is_cache_mode(&cache) {
+        true => open(&first, one).and_then(|one| Ok((one, open(&second, other)?))),
+        false => Err(Stop::said(format!("Invalid source cache option: {cache}"))),
     };
+    let (one, other) = both.map_err(|stop| {
+        // The line that progress would have been drawn on.
+        if progress {
+            print("\n");
+        }
+        stop.with_code(2)
+    })?;
     (options.first, options.second) = (one.disk(), other.disk());
     if progress {
+        print("    (0.00/100%)\r");
         options.control = shown();
     }
     let compared = compare((&one.path, one.format), (&other.path, other.format), &options);
@@ -120,16 +120,13 @@ fn exit_code(step: Step) -> u8 {
 
 /// Progress as qemu-img draws it: on standard output, every two percent.
 fn shown() -> Control {
-    let drawn = Mutex::new(-1.0);
+    let drawn = Mutex::new(0.0);
     Control::new().with_observer(move |event| {
         let Event::Comparing { compared_bytes, total_bytes } = event else { return };
         #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
         let percent = *compared_bytes as f64 * 100.0 / (*total_bytes).max(1) as f64;
-        if *compared_bytes == 0 && *total_bytes == 0 {
-            return;
-        }
         let mut drawn = drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *drawn < 0.0 || percent >= *drawn + 2.0 {
+        if percent >= *drawn + 2.0 {
             *drawn = percent;
             print(&format!("    ({percent:.2}/100%)\r"));
         }

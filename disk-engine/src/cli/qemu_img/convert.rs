@@ -8,6 +8,7 @@
 //! bytes come out. A target appears whole or not at all. Callers: `qemu_img`; `dd` shares the target.
 
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -89,7 +90,7 @@ struct Asked {
     skip_broken: bool,
     progress: bool,
     quiet: bool,
-    rate: bool,
+    rate: Option<NonZeroU64>,
     offload: bool,
     salvage: bool,
 }
@@ -164,8 +165,7 @@ impl Asked {
             "force-share" => self.naming.force_share = true,
             "p" => self.progress = true,
             "rate" => {
-                number::bounded(&text, "rate limit", 0, SIZE_MAX)?;
-                self.rate = true;
+                self.rate = NonZeroU64::new(number::bounded(&text, "rate limit", 0, SIZE_MAX)?);
             }
             "parallel" => {
                 number::bounded(&text, "number of coroutines", 1, PARALLEL_MAX)?;
@@ -235,6 +235,7 @@ impl Asked {
         }
         options.compress = self.compress;
         options.salvage = self.salvage;
+        options.rate_limit = self.rate;
         options.sparse = self.sparse.unwrap_or(4096);
         options.existing = Existing::Replace;
         options.target_is_zero = self.target_is_zero;
@@ -282,11 +283,8 @@ impl Asked {
         if self.bitmaps && format == "raw" {
             return Err(Stop::said("Format driver 'raw' does not support bitmaps"));
         }
-        for (asked, option) in [(self.bitmaps, "--bitmaps"), (self.rate, "-r")] {
-            if asked {
-                let text = format!("the option {option} is not supported by this program");
-                return Err(Stop::said(text));
-            }
+        if self.bitmaps {
+            return Err(Stop::said("the option --bitmaps is not supported by this program"));
         }
         Ok(())
     }

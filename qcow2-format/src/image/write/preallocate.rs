@@ -63,12 +63,12 @@ impl<S: WriteAt + Sync> WritableImage<S> {
             self.change_entries(&mut state, guest, &entries)?;
             self.relieve(&mut state)?;
             let (start, length) = (host.0, clusters * bytes);
-            let space = match self.image.data {
-                // QEMU takes no more of a data file than is ever written.
-                Some(_) => length.min(self.written_end().saturating_sub(start)),
-                None => length,
-            };
-            take(data, preallocation, start, space)
+            // QEMU takes no more of a data file than is ever written, and no more of an image whose
+            // clusters are only named.
+            let ends = self.image.data.is_some() || preallocation == Preallocation::Metadata;
+            let used = self.written_end().saturating_sub(guest);
+            let taken = if ends { length.min(used) } else { length };
+            take(data, preallocation, start, taken)
                 .map_err(Error::io("take space for the image", start))?;
             guest += length;
         }
