@@ -1,6 +1,7 @@
 //! Helpers shared by every suite of the workspace.
 
 pub mod checker;
+pub mod damage;
 pub mod disks;
 pub mod faults;
 pub mod faulty;
@@ -16,3 +17,4 @@ pub mod sweep;
 pub mod tar;
 pub mod told;
 pub mod tool;
+pub mod verdict;
