@@ -312,6 +312,12 @@ pub enum Violation {
     /// A LUKS header that is none, or of another version.
     #[error("a LUKS header begins with its magic number, and has version 1")]
     LuksHeader,
+    /// What keeps references from being counted.
+    #[error("references cannot be counted: {finding}")]
+    Inconsistent {
+        /// What a check says of it.
+        finding: String,
+    },
     /// More than 1024 bytes of extra data in a snapshot table entry.
     #[error("a snapshot has at most 1024 bytes of extra data")]
     SnapshotExtraData,

@@ -2,6 +2,7 @@
 
 pub mod checker;
 pub mod convert_lab;
+pub mod damage;
 pub mod disks;
 pub mod door;
 pub mod faults;
@@ -18,3 +19,4 @@ pub mod sweep;
 pub mod tar;
 pub mod told;
 pub mod tool;
+pub mod verdict;

@@ -224,7 +224,7 @@ fn each_rule_is_checked_and_names_its_field() {
         SubclusterWithoutCluster, CompressedWithExternalData, ExternalDataElsewhere,
         CompressedData, SnapshotTableTooLarge, SnapshotExtraData, Overlap, NotTheOnlyReference,
         UnusedInUse, RefcountOverflow, DuplicateRefcountBlock, StartsBeyondFile, BitmapDirectory,
-        SharedL2Table, LuksHeader,
+        SharedL2Table, LuksHeader, Inconsistent,
     );
     let mut seen = BTreeSet::new();
     for (image, edits, field, value, offset, violation) in rows {

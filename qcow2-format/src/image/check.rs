@@ -24,6 +24,7 @@
 
 mod bitmaps;
 mod compare;
+mod counting;
 mod counts;
 mod finding;
 mod header;
@@ -42,6 +43,7 @@ use crate::error::{Error, Result};
 use crate::header::Header;
 use crate::io::ReadAt;
 
+pub(super) use counting::Counting;
 pub use finding::{Finding, Metadata, Severity};
 pub use repair::{Fix, RepairMode, RepairOptions, RepairReport, plan_repair, repair};
 pub use report::{CheckOptions, CheckReport, Progress};

@@ -81,10 +81,6 @@ impl Tables {
         &self.l1
     }
 
-    pub(super) fn rules(&self) -> L2Rules {
-        self.rules
-    }
-
     pub(super) fn changed(&self) -> MutexGuard<'_, BTreeMap<u64, ChangedSlice>> {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }

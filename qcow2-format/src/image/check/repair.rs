@@ -28,7 +28,8 @@ mod rebuild;
 mod snapshots;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::error::{Error, Result, Violation};
 use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
@@ -47,6 +48,8 @@ use crate::io::{ReadAt, WriteAt};
 
 pub use fix::Fix;
 
+/// Where `l1_size` lies in the header.
+const L1_SIZE_OFFSET: u64 = 36;
 /// Where `incompatible_features` and `autoclear_features` lie in the header.
 const INCOMPATIBLE_OFFSET: u64 = 72;
 const AUTOCLEAR_OFFSET: u64 = 88;
@@ -197,6 +200,8 @@ struct Mender<'a, S> {
     options: &'a RepairOptions,
     /// Whether bitmaps are known to be wrong.
     marked: Cell<bool>,
+    /// Clusters of L1 tables in which something else lies, too, once that is known.
+    taken: Vec<u64>,
 }
 
 /// What a check has said that decides what is done.
@@ -265,7 +270,6 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
                 _ => {}
             }
             match finding {
-                Finding::RefcountBlockShared { .. } => verdict.shared_block = true,
                 Finding::TooLow { cluster, refcount: 0, .. } => {
                     let block = cluster / per_block;
                     verdict.uncounted |= named.binary_search(&block).is_err();
@@ -277,9 +281,9 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let mut sink = Sink::new(&mut listener);
         let subject = Subject::of(storage, header, table, all, &mut sink)?;
         subject.check(&options.check, &mut sink)?;
-        let (report, bitmaps_wrong) = (sink.report, sink.bitmaps_wrong);
-        verdict = Verdict { report, bitmaps_wrong, ..verdict };
-        Ok((Self { subject, options, marked: Cell::new(false) }, verdict))
+        let Sink { report, bitmaps_wrong, shared_block, .. } = sink;
+        verdict = Verdict { report, bitmaps_wrong, shared_block, ..verdict };
+        Ok((Self { subject, options, marked: Cell::new(false), taken: Vec::new() }, verdict))
     }
 
     /// L2 tables that are known at once.
@@ -319,6 +323,10 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
     }
 
     fn mend_all(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
+        if before.hard > 0 {
+            self.taken = self.taken()?;
+            self.shorten_l1(fixes)?;
+        }
         let lost = self.lost_snapshots()?;
         let new = self.renewal(&lost, fixes)?;
         if before.report.is_sound() && before.report.leaks == 0 && new.is_nothing() {
@@ -328,7 +336,8 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         self.subject.snapshots.tables.retain(|table| !lost.contains(&table.at.0));
         self.give_up_bitmaps(before, fixes)?;
         if before.hard > 0 {
-            self.each_pass(|tally, first| self.mend_entries(tally, first, fixes))?;
+            self.mend_l1(&BTreeSet::new(), fixes)?;
+            self.each_pass(|tally, _| self.mend_entries(tally, fixes))?;
             self.barrier()?;
         }
         // Entries and bitmaps were mended: what is referred to is another matter now.
@@ -364,41 +373,24 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         clusters > 0 && self.subject.within(header.refcount_table_offset.0, length).is_some()
     }
 
-    /// L1 tables, of the snapshots, that lie where something else does and are broken: they are none.
-    /// Where they start, in bytes.
-    fn lost_snapshots(&self) -> Result<Vec<u64>> {
+    /// Clusters of L1 tables in which something else lies, too.
+    fn taken(&self) -> Result<Vec<u64>> {
         let subject = &self.subject;
-        let bits = subject.cluster_bits();
-        let active = subject.header.l1_table_offset.0;
+        let start = subject.header.l1_table_offset.0;
         let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
-        let active = active..active.saturating_add(length);
-        let all: Vec<_> = subject.snapshot_l1s().chain([active.clone()]).collect();
-        // Clusters whose entries break rules, most of them: guest data looks like that.
-        let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        subject.each_l1(|l1| {
-            let (wrong, all) = seen.entry(l1.at >> bits.to_u32()).or_default();
-            *wrong += u64::from(mend::l1_entry(subject, &l1).is_some());
-            *all += 1;
-            Ok(())
-        })?;
-        let broken = seen.into_iter().filter(|(_, (wrong, all))| wrong * 2 > *all);
-        let broken: Vec<u64> = broken.map(|(cluster, _)| cluster).collect();
-        if broken.is_empty() {
-            return Ok(Vec::new());
-        }
-        let clusters =
-            |range: &std::ops::Range<u64>| range.start >> bits.to_u32()..bits.clusters(range.end);
-        let parts = spread(all.iter().map(clusters).collect());
+        let all = subject.snapshot_l1s().chain([start..start.saturating_add(length)]);
+        let inside = all
+            .filter_map(|range| subject.within(range.start, range.end.saturating_sub(range.start)));
+        let parts = spread(inside.collect());
         let mut taken = Vec::new();
         self.each_pass(|tally, _| {
             let mut cursor = Cursor::default();
-            for cluster in &broken {
-                let part = parts.partition_point(|part| part.range.end <= *cluster);
-                let times = parts.get(part).map_or(0, |part| part.times);
-                let range = *cluster..cluster.saturating_add(1);
-                tally.visit(&mut cursor, range, |page, at, _| {
-                    if page.used.get(at.start) > times {
-                        taken.push(*cluster);
+            for part in &parts {
+                tally.visit(&mut cursor, part.range.clone(), |page, range, first| {
+                    for (cluster, index) in (first..).zip(range) {
+                        if page.used.get(index) > part.times {
+                            taken.push(cluster);
+                        }
                     }
                     Ok(())
                 })?;
@@ -406,16 +398,63 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
             Ok(())
         })?;
         taken.sort_unstable();
-        let is_taken = |range: &std::ops::Range<u64>| {
-            let range = clusters(range);
-            let first = taken.partition_point(|cluster| *cluster < range.start);
-            taken.get(first).is_some_and(|cluster| *cluster < range.end)
+        Ok(taken)
+    }
+
+    /// L1 tables, of the snapshots, that lie where something else does and are broken: they are none.
+    /// Where they start, in bytes.
+    fn lost_snapshots(&self) -> Result<Vec<u64>> {
+        let subject = &self.subject;
+        let bits = subject.cluster_bits();
+        // Clusters whose entries break rules, most of them: guest data looks like that.
+        let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        subject.each_l1(|l1| {
+            if l1.table() != 0 {
+                let (wrong, all) = seen.entry(l1.at >> bits.to_u32()).or_default();
+                *wrong += u64::from(mend::l1_entry(subject, &l1).is_some());
+                *all += 1;
+            }
+            Ok(())
+        })?;
+        let is_broken = |cluster: &u64| {
+            seen.get(cluster).is_some_and(|(wrong, all)| wrong.saturating_mul(2) > *all)
         };
-        if is_taken(&active) {
+        let broken: Vec<u64> = self.taken.iter().copied().filter(is_broken).collect();
+        let is_taken = |range: &Range<u64>| {
+            let clusters = range.start >> bits.to_u32()..bits.clusters(range.end);
+            let first = broken.partition_point(|cluster| *cluster < clusters.start);
+            broken.get(first).is_some_and(|cluster| *cluster < clusters.end)
+        };
+        let active = subject.header.l1_table_offset.0;
+        let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
+        if is_taken(&(active..active.saturating_add(length))) {
             let violation = Violation::Overlap { what: "rest of the image" };
-            return Err(header::corrupt("l1_table_offset", active.start, 40, violation));
+            return Err(header::corrupt("l1_table_offset", active, 40, violation));
         }
         Ok(subject.snapshot_l1s().filter(is_taken).map(|range| range.start).collect())
+    }
+
+    /// An L1 table that is longer than the disk needs, and is said to reach into something else, ends
+    /// where it has to.
+    fn shorten_l1(&mut self, fixes: &mut Fixes<'_>) -> Result<()> {
+        let subject = &mut self.subject;
+        let bits = subject.cluster_bits();
+        let from = subject.header.l1_size;
+        let needed = subject.header.geometry.l1_entries(subject.header.virtual_size);
+        let bytes = needed.saturating_mul(TABLE_ENTRY_BYTES);
+        let first = bits.clusters(subject.header.l1_table_offset.0.saturating_add(bytes));
+        let end = u64::from(from) * TABLE_ENTRY_BYTES;
+        let end = bits.clusters(subject.header.l1_table_offset.0.saturating_add(end));
+        let Ok(to) = u32::try_from(needed) else { return Ok(()) };
+        if !self.taken.iter().any(|cluster| (first..end).contains(cluster)) {
+            return Ok(());
+        }
+        fixes.tell(&Fix::L1Size { from, to });
+        subject.header.l1_size = to;
+        let failed = Error::io("write the header", L1_SIZE_OFFSET);
+        let bytes = to.to_be_bytes();
+        subject.storage.write_all_at(&bytes, L1_SIZE_OFFSET).map_err(failed)?;
+        self.barrier()
     }
 
     /// Has the header no longer vouch for bitmaps that cannot be used.

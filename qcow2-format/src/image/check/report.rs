@@ -115,11 +115,19 @@ pub(super) struct Sink<'f> {
     pub(super) first: bool,
     /// Whether a bitmap's table, or what it names, is nowhere.
     pub(super) bitmaps_wrong: bool,
+    /// Whether a refcount block is used by something else as well, counted or not.
+    pub(super) shared_block: bool,
 }
 
 impl<'f> Sink<'f> {
     pub(super) fn new(listener: &'f mut Listener<'f>) -> Self {
-        Self { report: CheckReport::default(), listener, first: true, bitmaps_wrong: false }
+        Self {
+            report: CheckReport::default(),
+            listener,
+            first: true,
+            bitmaps_wrong: false,
+            shared_block: false,
+        }
     }
 
     pub(super) fn tell(&mut self, finding: Finding, times: u64) {

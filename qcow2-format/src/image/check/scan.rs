@@ -107,6 +107,12 @@ impl<S: ReadAt> Reader<'_, '_, S> {
         GuestOffset(start.0.saturating_add(index * self.scan.subject.cluster_bits().bytes()))
     }
 
+    /// Whether COPIED flags mean anything here: in a table of the active disk, in the first pass. An L1
+    /// entry of offset 0 names no table, whatever its flags.
+    fn has_flags(&self) -> bool {
+        self.scan.first && self.table.active > 0 && self.table.offset != 0
+    }
+
     fn times(&self) -> u64 {
         self.table.active.saturating_add(self.table.snapshots)
     }
@@ -148,7 +154,7 @@ impl<S: ReadAt> Reader<'_, '_, S> {
             if host != guest.0 {
                 self.tell(Finding::ExternalDataElsewhere { offset, guest });
             }
-            if !copied && self.scan.first && self.table.active > 0 {
+            if !copied && self.has_flags() {
                 let finding = Finding::L2Copied { entry: raw, refcount: 1, guest };
                 self.found.findings.push((finding, self.table.active));
             }
@@ -179,7 +185,7 @@ impl<S: ReadAt> Reader<'_, '_, S> {
 
     /// Holds the entry's flag against the refcount of the cluster.
     fn check_copied(&mut self, cluster: u64, entry: u64, guest: GuestOffset) -> Result<()> {
-        if !self.scan.first || self.table.active == 0 {
+        if !self.has_flags() {
             return Ok(());
         }
         let refcount = self.scan.subject.refcount(self.scan.tally, self.cursor, cluster)?;
@@ -248,7 +254,7 @@ impl<S: ReadAt> Reader<'_, '_, S> {
         }
         let clusters = span.first..span.first.saturating_add(span.count);
         self.overlap(&clusters, self.guest(span.index));
-        let (looks, times) = (self.scan.first && self.table.active > 0, self.times());
+        let (looks, times) = (self.has_flags(), self.times());
         let mut agree = true;
         let counted = self.scan.tally.visit(self.cursor, clusters.clone(), |page, range, _| {
             page.used.add(range.clone(), times).map_err(Error::io("count references", 0))?;

@@ -219,7 +219,9 @@ impl<S: ReadAt> Subject<'_, S> {
                 let others = page.used.get(range.start).saturating_sub(same.len() as u64);
                 // Each as if it came last so far.
                 for (before, (_, index)) in (0..).zip(same) {
-                    let references = others.saturating_add(before).saturating_add(1).min(max);
+                    let references = others.saturating_add(before).saturating_add(1);
+                    sink.shared_block |= references != 1;
+                    let references = references.min(max);
                     if references != 1 {
                         let index = *index;
                         sink.tell(Finding::RefcountBlockShared { index, references }, 1);

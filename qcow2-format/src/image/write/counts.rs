@@ -17,7 +17,7 @@ use crate::error::{Error, FieldError, Result, Violation};
 use crate::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::header::Header;
 use crate::image::cache::hash::PlaceHash;
-use crate::io::{ReadAt, WriteAt, is_zero, read_table, zeroed};
+use crate::io::{ReadAt, WriteAt, read_table, zeroed};
 use crate::refcount;
 
 const PIECE_BYTES: u64 = 4096;
@@ -209,31 +209,6 @@ impl Counts {
     pub(super) fn has_block(&self, index: u64) -> bool {
         let block = usize::try_from(index).ok().and_then(|index| self.table.get(index));
         block.is_some_and(|block| *block != 0)
-    }
-
-    /// The first cluster from `cluster` on whose refcount is not 0; `u64::MAX` if there is none.
-    pub(super) fn next_in_use(&mut self, storage: &impl ReadAt, cluster: u64) -> Result<u64> {
-        let order = self.geometry.refcount_order;
-        let (per_piece, covered) = (self.per_piece(), self.covered());
-        let mut cluster = cluster;
-        while cluster < covered {
-            let Some(place) = self.place(HostCluster(cluster)) else {
-                let per_block = self.geometry.refcounts_per_block();
-                cluster = (cluster / per_block + 1) * per_block;
-                continue;
-            };
-            let piece = self.piece(storage, place.piece)?;
-            let rest = place.index..usize::try_from(per_piece).unwrap_or(usize::MAX);
-            let bytes = refcount::bytes_of(order, rest.start, rest.end - 1);
-            let zero = piece.bytes.get(bytes).is_none_or(is_zero);
-            let used = |index: &usize| refcount::get(order, &piece.bytes, *index) != 0;
-            if !zero && let Some(index) = rest.clone().find(used) {
-                // An index of the piece, behind the one that was looked for first.
-                return Ok(cluster + (index - place.index) as u64);
-            }
-            cluster += rest.len() as u64;
-        }
-        Ok(u64::MAX)
     }
 
     /// Whether as much waits to be written as is kept in memory anyway.

@@ -23,22 +23,17 @@ use crate::io::{WriteAt, read_table};
 
 impl<S: WriteAt + Sync> Mender<'_, S> {
     /// Mends all entries of the L2 tables in this pass, and the L1 entries that name those.
-    pub(super) fn mend_entries(
-        &self,
-        tally: &Tally<'_, S>,
-        first: bool,
-        fixes: &mut Fixes<'_>,
-    ) -> Result<()> {
+    pub(super) fn mend_entries(&self, tally: &Tally<'_, S>, fixes: &mut Fixes<'_>) -> Result<()> {
         let mut from = 0;
-        let mut first = first;
         loop {
             let round = self.subject.round(from, self.tables_max())?;
             let mut dropped = BTreeSet::new();
             for table in &round.tables {
                 self.mend_table(tally, table, &mut dropped, fixes)?;
             }
-            self.mend_l1(&dropped, first, fixes)?;
-            first = false;
+            if !dropped.is_empty() {
+                self.mend_l1(&dropped, fixes)?;
+            }
             match round.next {
                 Some(next) => from = next,
                 None => return Ok(()),
@@ -103,17 +98,19 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
     }
 
     /// Mends L1 entries; those that name a table in `dropped` let go of it.
-    fn mend_l1(&self, dropped: &BTreeSet<u64>, first: bool, fixes: &mut Fixes<'_>) -> Result<()> {
+    pub(super) fn mend_l1(&self, dropped: &BTreeSet<u64>, fixes: &mut Fixes<'_>) -> Result<()> {
         let subject = &self.subject;
-        if !first && dropped.is_empty() {
-            return Ok(());
-        }
+        let bits = subject.cluster_bits();
         let length = subject.header.geometry.l1_entry_span();
         subject.each_l1(|l1| {
             let mended = if dropped.contains(&l1.table()) {
+                // Who says that this is an L1 table may be wrong, and what else lies there right.
+                if self.taken.binary_search(&(l1.at >> bits.to_u32())).is_ok() {
+                    return Ok(());
+                }
                 Some(Mended { raw: 0, bitmap: 0, lost: true })
             } else {
-                mend::l1_entry(subject, &l1).filter(|_| first)
+                mend::l1_entry(subject, &l1)
             };
             let Some(Mended { raw: to, lost, .. }) = mended else { return Ok(()) };
             let guest = subject.guest_of(l1.index);

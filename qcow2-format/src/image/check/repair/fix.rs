@@ -71,6 +71,13 @@ pub enum Fix {
         /// What it maps.
         guest: GuestOffset,
     },
+    /// The length of the active L1 table, which is said to reach into something else.
+    L1Size {
+        /// Entries before.
+        from: u32,
+        /// Entries that the disk needs.
+        to: u32,
+    },
     /// An active L1 table that maps nothing, in place of one past the end of the file.
     L1Table,
     /// The snapshot table, written anew with what its entries lacked.
@@ -135,6 +142,9 @@ impl fmt::Display for Fix {
             Self::L2Copied { entry, refcount, .. } => {
                 let flag = "Repairing OFLAG_COPIED data cluster";
                 write!(f, "{flag}: l2_entry={entry:x} refcount={refcount}")
+            }
+            Self::L1Size { from, to } => {
+                write!(f, "Repairing l1_size {from}, now {to}: the table reaches into other data")
             }
             Self::L1Table => {
                 f.write_str("Repairing the active L1 table, which lies past the end of the file")

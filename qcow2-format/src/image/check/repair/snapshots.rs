@@ -33,7 +33,9 @@ pub(super) fn renewed<S: ReadAt>(
     // Of a count that no image has, the first are read.
     let mut changed = header.nb_snapshots > SNAPSHOTS_MAX;
     let mut gone = Vec::new();
+    let mut seen = 0_u32;
     entries(subject.storage, header, true, |_, entry| {
+        seen = seen.saturating_add(1);
         let at = entry.raw.l1_table_offset.get();
         let bytes = u64::from(entry.raw.l1_size.get()) * TABLE_ENTRY_BYTES;
         let leads = header.geometry.cluster_bits.is_aligned(at)
@@ -54,6 +56,8 @@ pub(super) fn renewed<S: ReadAt>(
         changed |= append(&mut new.bytes, entry, header)?;
         Ok(())
     })?;
+    // Behind an entry that is too long no other is found.
+    changed |= seen < header.nb_snapshots.min(SNAPSHOTS_MAX);
     if !changed {
         return Ok(None);
     }

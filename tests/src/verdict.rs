@@ -1,0 +1,197 @@
+//! What is said of an image: by `qemu-img check`, and by our check, in the same numbers.
+//!
+//! ```text
+//! exit code   0 clean   1 cannot tell   2 corrupt   3 leaks
+//! counts      corruptions, leaks, check errors, clusters: total, allocated, fragmented, compressed; end
+//! ```
+//!
+//! Callers: `image_check`.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use qcow2_format::image::check::{
+    CheckOptions, CheckReport, Fix, RepairMode, RepairOptions, RepairReport, check, repair,
+};
+use qcow2_format::{Error, GuestOffset, Header, Image, ReadAt, ReadOptions, Result};
+
+/// The counts, under qemu-img's names.
+pub const FIELDS: [&str; 8] = [
+    "corruptions",
+    "leaks",
+    "check-errors",
+    "total-clusters",
+    "allocated-clusters",
+    "fragmented-clusters",
+    "compressed-clusters",
+    "image-end-offset",
+];
+
+/// What is said of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// qemu-img's exit code.
+    pub exit: i32,
+    /// The counts, if it came to any.
+    pub counts: Option<[u64; 8]>,
+    /// What was said beside, for whoever reads a failure.
+    pub words: String,
+}
+
+impl Verdict {
+    /// Whether both say the same, words left aside.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        self.exit == other.exit && self.counts == other.counts
+    }
+
+    /// What `qemu-img check` says.
+    ///
+    /// # Panics
+    ///
+    /// It does not start, or takes longer than a minute.
+    #[must_use]
+    pub fn of_qemu(image: &Path) -> Self {
+        let output = Command::new("timeout")
+            .args(["60", "qemu-img", "check", "-f", "qcow2", "--output=json"])
+            .arg(image)
+            .output()
+            .unwrap();
+        let counts = serde_json::from_slice::<serde_json::Value>(&output.stdout).ok();
+        let exit = output.status.code().unwrap_or(-1);
+        assert_ne!(exit, 124, "qemu-img check takes longer than a minute");
+        Self {
+            exit,
+            counts: counts.map(|json| FIELDS.map(|field| json[field].as_u64().unwrap_or(0))),
+            words: shortened(&String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    /// What we say.
+    #[must_use]
+    pub fn of_ours(image: &(impl ReadAt + Sync)) -> Self {
+        let mut words = String::new();
+        let report = check(image, &CheckOptions::new(), |finding, times| {
+            let _ = writeln!(words, "{finding} ×{times}");
+        });
+        match report {
+            Ok(report) => Self { words: shortened(&words), ..Self::from(&report) },
+            Err(error) => Self { exit: 1, counts: None, words: format!("{words}{error}") },
+        }
+    }
+}
+
+impl From<&CheckReport> for Verdict {
+    fn from(report: &CheckReport) -> Self {
+        let exit = match report {
+            CheckReport { check_errors: 1.., .. } => 1,
+            CheckReport { corruptions: 1.., .. } => 2,
+            CheckReport { leaks: 1.., .. } => 3,
+            _ => 0,
+        };
+        let counts = Some([
+            report.corruptions,
+            report.leaks,
+            report.check_errors,
+            report.total_clusters,
+            report.allocated_clusters,
+            report.fragmented_clusters,
+            report.compressed_clusters,
+            report.image_end_offset,
+        ]);
+        Self { exit, counts, words: String::new() }
+    }
+}
+
+/// Repairs the image at `path`, all of it.
+///
+/// # Errors
+///
+/// As [`repair`].
+///
+/// # Panics
+///
+/// It cannot be opened.
+pub fn repair_all(path: &Path) -> Result<(RepairReport, Vec<Fix>)> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut fixes = Vec::new();
+    let options = RepairOptions::new(RepairMode::All).flush(false);
+    let report = repair(&file, &options, |_, _| {}, |fix| fixes.push(fix.clone()))?;
+    Ok((report, fixes))
+}
+
+/// Has `qemu-img` repair the image at `path`, as far as it does.
+///
+/// # Panics
+///
+/// It does not start.
+pub fn repair_by_qemu(path: &Path) {
+    let arguments = ["60", "qemu-img", "check", "-q", "-f", "qcow2", "-r", "all"];
+    Command::new("timeout").args(arguments).arg(path).output().unwrap();
+}
+
+/// A disk in sectors; those that cannot be read are `None`, and what is left to a backing file is
+/// zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sectors(Vec<Option<[u8; 512]>>);
+
+impl Sectors {
+    /// The disk in `image`, or a snapshot of it, as our reader has it. `None` if the image cannot be
+    /// opened.
+    ///
+    /// # Panics
+    ///
+    /// The file cannot be opened.
+    #[must_use]
+    pub fn read(image: &Path, snapshot: Option<&str>) -> Option<Self> {
+        let file = File::open(image).unwrap();
+        let header = Header::read(&file).ok()?;
+        let options = ReadOptions::new().threads(1);
+        let options = snapshot.map_or(options.clone(), |name| options.snapshot(name));
+        let image = match header.external_data_file() {
+            Some(name) => {
+                let name = std::str::from_utf8(name).ok()?;
+                let data = File::open(image.with_file_name(name)).ok()?;
+                Image::open_with_data(file, data, &options)
+            }
+            None => Image::open(file, &options),
+        };
+        let image = image.ok()?;
+        let sectors = (0..image.virtual_size() / 512).map(|sector| {
+            let mut bytes = [0; 512];
+            let at = GuestOffset(sector * 512);
+            let read = image.read_over(&mut bytes, at, |part, _| {
+                part.fill(0);
+                Ok::<(), Error>(())
+            });
+            read.ok().map(|()| bytes)
+        });
+        Some(Self(sectors.collect()))
+    }
+
+    /// The first sector that `other` has and that is different here.
+    #[must_use]
+    pub fn first_less_than(&self, other: &Self) -> Option<usize> {
+        (0..other.0.len()).find(|sector| {
+            other.0[*sector].is_some() && self.0.get(*sector) != Some(&other.0[*sector])
+        })
+    }
+
+    /// All of it, if all of it can be read.
+    #[must_use]
+    pub fn whole(&self) -> Option<Vec<u8>> {
+        self.0.iter().copied().collect::<Option<Vec<_>>>().map(|sectors| sectors.concat())
+    }
+}
+
+/// So much of what was said that a failure can be read.
+fn shortened(words: &str) -> String {
+    let mut text = String::new();
+    for line in words.lines().take(24) {
+        let line: String = line.chars().take(160).collect();
+        let _ = writeln!(text, "    {line}");
+    }
+    text
+}
