@@ -1,6 +1,7 @@
 //! The `convert` command: a disk in any form into any other, with qemu-img's option letters.
 
-use std::borrow::Cow;
+mod report;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -12,7 +13,6 @@ use std::path::{Path, PathBuf};
 use qcow2_format::CreateOptions;
 use qcow2_format::create::{BackingFile, DataFile};
 use qcow2_format::image::Preallocation;
-use serde::Serialize;
 
 use crate::base::BaseFormat;
 use crate::cli::overlay::Format;
@@ -24,7 +24,7 @@ use crate::disk::{Disk, DiskOptions, Locking, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
     Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
-    TargetFormat, Unreadable, convert,
+    TargetFormat, convert,
 };
 use crate::ops::pack::PackOptions;
 use crate::sink::CopyOffload;
@@ -136,35 +136,6 @@ impl Target {
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Report<'a> {
-    source: Cow<'a, str>,
-    target: Cow<'a, str>,
-    format: &'static str,
-    virtual_size: u64,
-    stored: u64,
-    shared: u64,
-    copied_by_kernel: u64,
-    compressed_clusters: u64,
-    compressed_bytes: u64,
-    zeroed: u64,
-    file_length: u64,
-    spilled: u64,
-    unreadable_bytes: u64,
-    unreadable: Vec<Part<'a>>,
-    unreadable_cut: bool,
-    threads: usize,
-    seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Part<'a> {
-    offset: u64,
-    length: u64,
-    reason: &'a str,
-}
-
 pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     let to_stdout = arguments.target.as_os_str() == "-";
     if to_stdout && (arguments.force || arguments.durable || arguments.into_existing) {
@@ -195,8 +166,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     };
     drop(drawing);
     let report = outcome?;
-    let summary = summary(&arguments, label, &report);
-    let text = text(label, &report);
+    let summary = report::summary(&arguments, label, &report);
+    let text = report::text(label, &report);
     if to_stdout { output.report_aside(&summary, &text) } else { output.report(&summary, &text) }
 }
 
@@ -210,6 +181,9 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
         && arguments.format.map(BaseFormat::from) != Some(BaseFormat::Qcow2)
     {
         return Err(usage("only qcow2 images have snapshots").with_hint("add -f qcow2"));
+    }
+    if arguments.force_share && !is_image {
+        return Err(usage("only images are shared with VMs").with_hint("add -f raw or -f qcow2"));
     }
     if arguments.packed.names_member() && is_image {
         return Err(usage("an image has no members").with_hint("leave out -f for an archive"));
@@ -356,66 +330,6 @@ fn files(source: &ConvertSource) -> Result<Vec<PathBuf>> {
         _ => {}
     }
     Ok(files)
-}
-
-fn summary<'a>(arguments: &'a Arguments, label: &'a Path, report: &'a ConvertReport) -> Report<'a> {
-    let part = |part: &'a Unreadable| Part {
-        offset: part.offset,
-        length: part.length,
-        reason: &part.reason,
-    };
-    Report {
-        source: arguments.source.to_string_lossy(),
-        target: label.to_string_lossy(),
-        format: arguments.target_format.as_str(),
-        virtual_size: report.virtual_size,
-        stored: report.stored_bytes,
-        shared: report.shared_bytes,
-        copied_by_kernel: report.kernel_bytes,
-        compressed_clusters: report.compressed_clusters,
-        compressed_bytes: report.compressed_bytes,
-        zeroed: report.zeroed_bytes,
-        file_length: report.file_length,
-        spilled: report.spilled_bytes,
-        unreadable_bytes: report.unreadable.bytes,
-        unreadable: report.unreadable.parts.iter().map(part).collect(),
-        unreadable_cut: report.unreadable.cut,
-        threads: report.threads,
-        seconds: report.elapsed.as_secs_f64(),
-    }
-}
-
-fn text(label: &Path, report: &ConvertReport) -> String {
-    let mut text = format!(
-        "{}: {} virtual, {} stored",
-        label.display().to_string().escape_debug(),
-        size::human(report.virtual_size),
-        size::human(report.stored_bytes.saturating_add(report.compressed_bytes)),
-    );
-    for (bytes, how) in [(report.shared_bytes, "shared"), (report.kernel_bytes, "by the kernel")] {
-        if bytes > 0 {
-            text.push_str(&format!(", {} of it {how}", size::human(bytes)));
-        }
-    }
-    if report.compressed_clusters > 0 {
-        text.push_str(&format!(", {} clusters compressed", report.compressed_clusters));
-    }
-    if report.spilled_bytes > 0 {
-        text.push_str(&format!(", {} kept meanwhile", size::human(report.spilled_bytes)));
-    }
-    text.push_str(&format!(", {:.2} s", report.elapsed.as_secs_f64()));
-    if report.unreadable.bytes > 0 {
-        let bytes = size::human(report.unreadable.bytes);
-        text.push_str(&format!("\n{bytes} could not be read and are zeros:"));
-        for part in &report.unreadable.parts {
-            let (offset, length) = (part.offset, part.length);
-            text.push_str(&format!("\n  {offset:#x} {length} bytes: {}", part.reason));
-        }
-        if report.unreadable.cut {
-            text.push_str("\n  and more");
-        }
-    }
-    text
 }
 
 fn usage(message: &'static str) -> Error {

@@ -11,6 +11,11 @@
 //! A new file appears under its name whole or not at all. The bytes of the target follow from the
 //! disk's content and the options alone, however many threads work. Zeros are stored nowhere.
 //!
+//! Memory: for each thread a decoded piece or two and two chunks of the target, each of 256 KiB or a
+//! cluster, and four more; the L1 table, one L2 table and two refcount blocks of a new image; for a
+//! pipe the map of what is stored, 64 MiB per TiB of data. Into a disk that is there one thread writes
+//! and compresses.
+//!
 //! ```text
 //! options   how to convert, and the report of it
 //! origin    what is read: opened, checked, with its threads

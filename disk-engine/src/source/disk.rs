@@ -15,7 +15,7 @@ mod salvage;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::disk::{DiskContent, StoredRun};
+use crate::disk::StoredRun;
 use crate::error::Result;
 use crate::source::extent::{DiskShape, Extent, ExtentSource};
 pub(crate) use ahead::Ahead;
@@ -39,6 +39,8 @@ pub(crate) struct DiskSource<'a> {
     reading: &'a Reading<'a>,
     ahead: Option<&'a Ahead<'a>>,
     range: Range<u64>,
+    /// Everything before this was read or is zeros: for progress.
+    at: u64,
     /// How far runs were looked at.
     looked: u64,
     parts: VecDeque<Part>,
@@ -56,11 +58,16 @@ impl<'a> DiskSource<'a> {
         range: Range<u64>,
     ) -> Self {
         let looked = range.start;
-        Self { reading, ahead, range, looked, parts: VecDeque::new(), current: None, told: false }
-    }
-
-    fn disk(&self) -> &dyn DiskContent {
-        self.reading.disk()
+        Self {
+            reading,
+            ahead,
+            range,
+            at: looked,
+            looked,
+            parts: VecDeque::new(),
+            current: None,
+            told: false,
+        }
     }
 
     /// Looks at runs ahead, as far as their pieces can be asked for.
@@ -105,6 +112,7 @@ impl ExtentSource for DiskSource<'_> {
         let Some(part) = self.parts.pop_front() else { return Ok(None) };
         let offset = part.start.saturating_sub(self.range.start);
         if part.zero {
+            self.at = part.start.saturating_add(part.length);
             return Ok(Some(Extent::Zero { offset, length: part.length }));
         }
         self.current = Some(part);
@@ -121,6 +129,7 @@ impl ExtentSource for DiskSource<'_> {
         }
         part.start = part.start.saturating_add(count as u64);
         part.length = part.length.saturating_sub(count as u64);
+        self.at = part.start;
         Ok(count)
     }
 
@@ -136,12 +145,13 @@ impl ExtentSource for DiskSource<'_> {
         if let Some(part) = &mut self.current {
             part.start = part.start.saturating_add(count);
             part.length = part.length.saturating_sub(count);
+            self.at = part.start;
         }
         Ok(())
     }
 
     fn progress(&self) -> (u64, Option<u64>) {
-        let at = self.current.map_or(self.range.start, |part| part.start);
-        (at.saturating_sub(self.range.start), Some(self.disk().size().min(self.range.end)))
+        let length = self.range.end.saturating_sub(self.range.start);
+        (self.at.saturating_sub(self.range.start), Some(length))
     }
 }

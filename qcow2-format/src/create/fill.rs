@@ -15,15 +15,17 @@
 //!
 //! Callers: disk-engine's `sink::qcow2`.
 
+mod finish;
+mod payload;
+
 use crate::address::{GuestOffset, HostCluster, HostOffset};
-use crate::compressed::CompressedDescriptor;
 use crate::create::behind::WriteBehind;
 use crate::create::counting::Counting;
 use crate::create::tables::GuestTables;
 use crate::create::{CreateOptions, SECTOR_BYTES};
 use crate::error::{Error, OptionsError, RequestError, Result};
 use crate::feature::IncompatibleFeatures;
-use crate::geometry::{Geometry, REFCOUNT_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
+use crate::geometry::Geometry;
 use crate::header::{Header, Version};
 use crate::image::Preallocation;
 use crate::io::WriteAt;
@@ -190,39 +192,6 @@ impl<S: WriteAt> ImageFiller<S> {
         self.write_data(bytes, host)
     }
 
-    /// Stores the cluster at `guest` as `payload`, what an
-    /// [`Encoder`](crate::compressed::Encoder) made of it; `false` if that cannot be, and the
-    /// cluster is still to be stored.
-    ///
-    /// # Errors
-    ///
-    /// As [`ImageFiller::place`]; [`RequestError::CompressedWithDataFile`].
-    pub fn write_compressed(&mut self, guest: GuestOffset, payload: &[u8]) -> Result<bool> {
-        if self.has_data_file() {
-            return Err(RequestError::CompressedWithDataFile.into());
-        }
-        self.check(guest, 1)?;
-        let cluster_bits = self.geometry().cluster_bits;
-        let length = payload.len() as u64;
-        let host = self.payload_place(length)?;
-        let Some(descriptor) = CompressedDescriptor::new(host, length, cluster_bits) else {
-            return Ok(false);
-        };
-        let last = host.0.saturating_add(length).saturating_sub(1) >> cluster_bits.to_u32();
-        let first = host.0 >> cluster_bits.to_u32();
-        self.next = self.next.max(last.saturating_add(1));
-        self.counts.add(first, last.saturating_sub(first).saturating_add(1))?;
-        self.payload_end = Some(host.0.saturating_add(length));
-        self.storage
-            .write(payload, host.0)
-            .map_err(Error::io("write a compressed cluster", host.0))?;
-        let entry = L2Entry::compressed(descriptor.encode(cluster_bits));
-        self.map(guest, entry, SubclusterBitmap(0))?;
-        self.pass(guest, 1);
-        self.write_counts()?;
-        Ok(true)
-    }
-
     /// Has `clusters` clusters from `guest` on read as zeros, whatever lies below. Version 2 has no
     /// other way than to store them.
     ///
@@ -268,36 +237,6 @@ impl<S: WriteAt> ImageFiller<S> {
             Preallocation::Full => storage.write_all_zeros_at(host.0, length),
         }
         .map_err(Error::io("take space for the image", host.0))
-    }
-
-    /// Writes what is left: tables, refcounts, and then the header. Nothing is flushed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] from the storage, which holds no image then; [`RequestError::Full`].
-    pub fn finish(mut self) -> Result<(Header, S)> {
-        let geometry = self.geometry();
-        self.end_table()?;
-        self.payload_end = None;
-        let l1 = self.tables.l1_bytes(self.header.l1_size());
-        let clusters = geometry.cluster_bits.clusters(l1.len() as u64);
-        let at = self.take(clusters)?;
-        if clusters > 0 {
-            self.storage.write(&l1, at.0).map_err(Error::io("write the L1 table", at.0))?;
-            self.header.l1_table_offset = at;
-        }
-        self.write_counts()?;
-        self.finish_counts()?;
-        let length = self.length();
-        let storage = self.storage.finish().map_err(Error::io("write the image", length))?;
-        storage.set_length(length).map_err(Error::io("set the image's length", length))?;
-        if let Some(data) = &self.data {
-            let size = self.header.virtual_size();
-            data.set_length(size).map_err(Error::io("set the data file's length", size))?;
-        }
-        let bytes = self.header.encode()?;
-        storage.write_all_at(&bytes, 0).map_err(Error::io("write the header", 0))?;
-        Ok((self.header, storage))
     }
 
     /// Gives back the storage, which holds no image, and that of the guest's clusters.
@@ -398,20 +337,6 @@ impl<S: WriteAt> ImageFiller<S> {
         Ok(self.geometry().cluster_bits.offset_of(HostCluster(first)))
     }
 
-    /// Where a payload of `length` bytes goes: behind the one before, if that leads to no gap and
-    /// the shared cluster can count one more.
-    fn payload_place(&self, length: u64) -> Result<HostOffset> {
-        let cluster_bits = self.geometry().cluster_bits;
-        let fresh = cluster_bits.offset_of(HostCluster(self.next));
-        let Some(end) = self.payload_end.filter(|end| !cluster_bits.is_aligned(*end)) else {
-            return Ok(fresh);
-        };
-        let cluster = end >> cluster_bits.to_u32();
-        let fits = cluster_bits.offset_in_cluster(end) + length <= cluster_bits.bytes();
-        let goes_on = fits || self.next == cluster.saturating_add(1);
-        Ok(if goes_on && self.counts.may_add(cluster) { HostOffset(end) } else { fresh })
-    }
-
     /// Writes the refcount blocks whose clusters are all decided.
     fn write_counts(&mut self) -> Result<()> {
         let cluster_bits = self.geometry().cluster_bits;
@@ -422,46 +347,6 @@ impl<S: WriteAt> ImageFiller<S> {
             self.storage.write(&block, at.0).map_err(Error::io("write a refcount block", at.0))?;
             self.counts.set_place(index, at)?;
         }
-        Ok(())
-    }
-
-    /// The blocks that are left count themselves and the refcount table.
-    fn finish_counts(&mut self) -> Result<()> {
-        let geometry = self.geometry();
-        let per_block = geometry.refcounts_per_block();
-        let placed = self.counts.placed();
-        let (mut blocks, mut table) = (0, 0);
-        loop {
-            let end = self.next.saturating_add(blocks).saturating_add(table);
-            let all = end.div_ceil(per_block);
-            let wanted = (
-                all.saturating_sub(placed),
-                geometry.cluster_bits.clusters(all.saturating_mul(TABLE_ENTRY_BYTES)),
-            );
-            if wanted == (blocks, table) {
-                break;
-            }
-            // Both only ever grow, and stop growing where they count themselves.
-            (blocks, table) = wanted;
-        }
-        if table.saturating_mul(geometry.cluster_bits.bytes()) > REFCOUNT_TABLE_MAX_BYTES {
-            return Err(RequestError::Full { max: REFCOUNT_TABLE_MAX_BYTES }.into());
-        }
-        let first = self.take(blocks)?;
-        let table_at = self.take(table)?;
-        let mut at = first.0;
-        let decided = self.next.next_multiple_of(per_block);
-        while let Some((index, block)) = self.counts.take_below(decided) {
-            self.storage.write(&block, at).map_err(Error::io("write a refcount block", at))?;
-            self.counts.set_place(index, HostOffset(at))?;
-            at = at.saturating_add(geometry.cluster_bits.bytes());
-        }
-        let bytes = self.counts.table_bytes();
-        self.storage
-            .write(&bytes, table_at.0)
-            .map_err(Error::io("write the refcount table", table_at.0))?;
-        self.header.refcount_table_offset = table_at;
-        self.header.refcount_table_clusters = u32::try_from(table).unwrap_or(u32::MAX);
         Ok(())
     }
 }

@@ -106,10 +106,6 @@ impl<'a> Reading<'a> {
         Self { disk, salvage: Some(unit.max(SECTOR)), unreadable: Mutex::default() }
     }
 
-    pub(super) fn disk(&self) -> &'a dyn DiskContent {
-        self.disk
-    }
-
     /// As [`DiskContent::run_at`].
     pub(crate) fn run_at(&self, offset: u64) -> Result<ContentRun> {
         match (self.disk.run_at(offset), self.salvage) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::compressed::Encoder;
+use crate::compressed::{CompressedDescriptor, Encoder};
 use crate::create::StreamedImage;
 use crate::geometry::{ClusterBits, RefcountOrder};
 use crate::header::CompressionType;
