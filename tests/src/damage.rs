@@ -5,7 +5,7 @@
 //! map   header, L1 and L2 entries, refcount table, counts, snapshot and bitmap entries ─▶ offsets
 //! ```
 //!
-//! Callers: `image_check`.
+//! Callers: `image_check`, `image_repair`.
 
 mod list;
 

@@ -5,7 +5,7 @@
 //! counts      corruptions, leaks, check errors, clusters: total, allocated, fragmented, compressed; end
 //! ```
 //!
-//! Callers: `image_check`.
+//! Callers: `image_check`, `image_repair`.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -138,25 +138,37 @@ pub fn repair_by_qemu(path: &Path) {
 pub struct Sectors(Vec<Option<[u8; 512]>>);
 
 impl Sectors {
-    /// The disk in `image`, or a snapshot of it, as our reader has it. `None` if the image cannot be
-    /// opened.
+    /// The disk in the image at `path`, or a snapshot of it, as our reader has it. `None` if the image
+    /// cannot be opened.
     ///
     /// # Panics
     ///
     /// The file cannot be opened.
     #[must_use]
-    pub fn read(image: &Path, snapshot: Option<&str>) -> Option<Self> {
-        let file = File::open(image).unwrap();
+    pub fn read(path: &Path, snapshot: Option<&str>) -> Option<Self> {
+        let file = File::open(path).unwrap();
         let header = Header::read(&file).ok()?;
+        let data = header.external_data_file().map(|name| {
+            let name = std::str::from_utf8(name).ok()?;
+            File::open(path.with_file_name(name)).ok()
+        });
+        match data {
+            None => Self::of(file, None, snapshot),
+            Some(data) => Self::of(file, Some(data?), snapshot),
+        }
+    }
+
+    /// As [`Sectors::read`], of the image in `storage`, with its data file if it has one.
+    pub fn of<S: ReadAt + Sync>(
+        storage: S,
+        data: Option<S>,
+        snapshot: Option<&str>,
+    ) -> Option<Self> {
         let options = ReadOptions::new().threads(1);
         let options = snapshot.map_or(options.clone(), |name| options.snapshot(name));
-        let image = match header.external_data_file() {
-            Some(name) => {
-                let name = std::str::from_utf8(name).ok()?;
-                let data = File::open(image.with_file_name(name)).ok()?;
-                Image::open_with_data(file, data, &options)
-            }
-            None => Image::open(file, &options),
+        let image = match data {
+            Some(data) => Image::open_with_data(storage, data, &options),
+            None => Image::open(storage, &options),
         };
         let image = image.ok()?;
         let sectors = (0..image.virtual_size() / 512).map(|sector| {
@@ -177,12 +189,6 @@ impl Sectors {
         (0..other.0.len()).find(|sector| {
             other.0[*sector].is_some() && self.0.get(*sector) != Some(&other.0[*sector])
         })
-    }
-
-    /// All of it, if all of it can be read.
-    #[must_use]
-    pub fn whole(&self) -> Option<Vec<u8>> {
-        self.0.iter().copied().collect::<Option<Vec<_>>>().map(|sectors| sectors.concat())
     }
 }
 

@@ -215,7 +215,7 @@ fn l2(list: &mut List<'_>) {
     }
     if map.cluster() > 512 {
         list.set("L2 entry: unaligned", at, 8, entry + 512);
-        list.set("L2 entry: unaligned zero cluster", at, 8, entry + 512 | 1);
+        list.set("L2 entry: unaligned zero cluster", at, 8, (entry + 512) | 1);
     }
     let empty = map.empty_l2();
     list.set("empty L2 entry: flag", empty, 8, COPIED);

@@ -269,12 +269,9 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
                 }
                 _ => {}
             }
-            match finding {
-                Finding::TooLow { cluster, refcount: 0, .. } => {
-                    let block = cluster / per_block;
-                    verdict.uncounted |= named.binary_search(&block).is_err();
-                }
-                _ => {}
+            if let Finding::TooLow { cluster, refcount: 0, .. } = finding {
+                let block = cluster / per_block;
+                verdict.uncounted |= named.binary_search(&block).is_err();
             }
             found(finding, times);
         };
@@ -333,7 +330,9 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
             return Ok(());
         }
         // Their entries are somebody else's bytes.
-        self.subject.snapshots.tables.retain(|table| !lost.contains(&table.at.0));
+        if let Some(snapshots) = &new.snapshots {
+            self.subject.snapshots.tables.clone_from(&snapshots.tables);
+        }
         self.give_up_bitmaps(before, fixes)?;
         if before.hard > 0 {
             self.mend_l1(&BTreeSet::new(), fixes)?;
@@ -378,7 +377,8 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let subject = &self.subject;
         let start = subject.header.l1_table_offset.0;
         let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
-        let all = subject.snapshot_l1s().chain([start..start.saturating_add(length)]);
+        let all =
+            subject.snapshot_l1s().chain(std::iter::once(start..start.saturating_add(length)));
         let inside = all
             .filter_map(|range| subject.within(range.start, range.end.saturating_sub(range.start)));
         let parts = spread(inside.collect());
