@@ -183,6 +183,12 @@ impl Sectors {
         Some(Self(sectors.collect()))
     }
 
+    /// Whether all of it can be read.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.0.iter().all(Option::is_some)
+    }
+
     /// The first sector that `other` has and that is different here.
     #[must_use]
     pub fn first_less_than(&self, other: &Self) -> Option<usize> {
@@ -190,6 +196,19 @@ impl Sectors {
             other.0[*sector].is_some() && self.0.get(*sector) != Some(&other.0[*sector])
         })
     }
+}
+
+/// The disk in the image at `path` as QEMU reads it, if it reads all of it.
+///
+/// # Panics
+///
+/// `qemu-img` does not start.
+#[must_use]
+pub fn read_by_qemu(path: &Path) -> Option<Vec<u8>> {
+    let raw = path.with_extension("raw");
+    let arguments = ["20", "qemu-img", "convert", "-f", "qcow2", "-O", "raw"];
+    let output = Command::new("timeout").args(arguments).arg(path).arg(&raw).output().unwrap();
+    output.status.success().then(|| std::fs::read(&raw).unwrap())
 }
 
 /// So much of what was said that a failure can be read.
