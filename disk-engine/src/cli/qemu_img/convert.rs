@@ -8,23 +8,22 @@
 //! bytes come out. A target appears whole or not at all. Callers: `qemu_img`; `dd` shares the target.
 
 use std::ffi::{OsStr, OsString};
-use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::Preallocation;
 
+use super::asked::{Asked, KNOWN};
 use super::compare::is_cache_mode;
 use super::create::{self, destination};
-use super::getopt::{Found, Known, Words, flag, letter, long, long_value, value};
+use super::getopt::Words;
 use super::image::{Named, Naming};
-use super::measure::snapshot_name;
-use super::number::{self, SIZE_MAX};
+use super::new_image;
 use super::opts::{self, Opts, Target};
 use super::{Outcome, Stop, complaint, next_option, print, warn};
 use crate::base::BaseFormat;
 use crate::control::{Control, Event};
-use crate::disk::sectors::{SECTOR, whole_sectors};
+use crate::disk::sectors::whole_sectors;
 use crate::disk::{DiskOptions, WritableDiskOptions};
 use crate::error::Error;
 use crate::ops::convert::{
@@ -33,67 +32,6 @@ use crate::ops::convert::{
 };
 use crate::sink::CopyOffload;
 use crate::sys::pending::{Durability, Existing};
-
-const KNOWN: &[Known] = &[
-    flag(b'h', "help"),
-    flag(b'q', "quiet"),
-    long_value("object"),
-    long("source-image-opts"),
-    long("image-opts"),
-    value(b'f', "source-format"),
-    value(b'T', "source-cache"),
-    value(b'l', "snapshot"),
-    value(b'S', "sparse-size"),
-    value(b'O', "output-format"),
-    long("target-image-opts"),
-    value(b'o', "options"),
-    value(b't', "output-cache"),
-    value(b'B', "backing"),
-    value(b'F', "backing-format"),
-    long("target-is-zero"),
-    long("salvage"),
-    long("bitmaps"),
-    long("skip-broken-bitmaps"),
-    flag(b'U', "force-share"),
-    value(b'r', "rate"),
-    value(b'm', "parallel"),
-    flag(b'W', "oob-writes"),
-    flag(b'C', "copy-range-offloading"),
-    // These have no names in this release.
-    letter(b'c'),
-    letter(b'n'),
-    letter(b'p'),
-];
-
-/// Most bytes in a row that qemu-img looks at for zeros.
-const SPARSE_MAX: u64 = 16 << 20;
-/// Most requests at once that qemu-img can be asked for.
-const PARALLEL_MAX: u64 = 16;
-
-/// What the words ask for.
-#[derive(Debug, Default)]
-struct Asked {
-    naming: Naming,
-    snapshot: Option<String>,
-    source_cache: Option<String>,
-    format: Option<String>,
-    target_image_opts: bool,
-    list: Option<String>,
-    compress: bool,
-    target_cache: Option<String>,
-    backing: Option<OsString>,
-    backing_format: Option<String>,
-    into_existing: bool,
-    target_is_zero: bool,
-    sparse: Option<u64>,
-    bitmaps: bool,
-    skip_broken: bool,
-    progress: bool,
-    quiet: bool,
-    rate: Option<NonZeroU64>,
-    offload: bool,
-    salvage: bool,
-}
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);
@@ -129,79 +67,6 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
 }
 
 impl Asked {
-    fn set(&mut self, found: Found) -> Outcome<()> {
-        let text = found.text();
-        match found.name {
-            "quiet" => self.quiet = true,
-            "source-format" => self.naming.format = Some(text),
-            "source-image-opts" | "image-opts" => self.naming.image_opts = true,
-            "snapshot" => {
-                let wrong = text.starts_with("snapshot.")
-                    && opts::split(&text).iter().any(|part| {
-                        !part.starts_with("snapshot.id=") && !part.starts_with("snapshot.name=")
-                    });
-                if wrong {
-                    let name = text.split('=').next().unwrap_or_default();
-                    return Err(Stop::said(format!(
-                        "Invalid parameter '{name}'\n{}: Failed in parsing snapshot param '{text}'",
-                        super::NAME
-                    )));
-                }
-                self.snapshot = Some(snapshot_name(&text));
-            }
-            "source-cache" => self.source_cache = Some(text),
-            "output-format" => self.format = Some(text),
-            "target-image-opts" => self.target_image_opts = true,
-            "options" => opts::add(&mut self.list, &text)?,
-            "c" => self.compress = true,
-            "output-cache" => self.target_cache = Some(text),
-            "backing" => self.backing = Some(found.argument),
-            "backing-format" => self.backing_format = Some(text),
-            "n" => self.into_existing = true,
-            "target-is-zero" => self.target_is_zero = true,
-            "sparse-size" => self.sparse = Some(sparse(&text)?),
-            "bitmaps" => self.bitmaps = true,
-            "skip-broken-bitmaps" => self.skip_broken = true,
-            "force-share" => self.naming.force_share = true,
-            "p" => self.progress = true,
-            "rate" => {
-                self.rate = NonZeroU64::new(number::bounded(&text, "rate limit", 0, SIZE_MAX)?);
-            }
-            "parallel" => {
-                number::bounded(&text, "number of coroutines", 1, PARALLEL_MAX)?;
-            }
-            "copy-range-offloading" => self.offload = true,
-            "salvage" => self.salvage = true,
-            // Writes in whatever order; keys that nothing here asks for.
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// What does not go together.
-    fn object(&self) -> Outcome<()> {
-        let created = !self.into_existing;
-        for (wrong, text) in [
-            (
-                self.into_existing && self.list.is_some(),
-                "-o has no effect when skipping image creation",
-            ),
-            (self.offload && self.compress, "Cannot enable copy offloading when -c is used"),
-            (
-                self.offload && self.sparse.is_some(),
-                "Cannot enable copy offloading when -S is used",
-            ),
-            (self.offload && self.salvage, "Cannot use copy offloading in salvaging mode"),
-            (self.target_image_opts && created, "--target-image-opts requires use of -n flag"),
-            (self.target_is_zero && created, "--target-is-zero requires use of -n flag"),
-        ] {
-            if wrong {
-                return Err(Stop::said(text));
-            }
-        }
-        Ok(())
-    }
-
     fn convert(&self, sources: &[OsString], target: &OsStr) -> Outcome {
         let cache =
             |mode: &Option<String>| mode.as_ref().filter(|mode| !is_cache_mode(mode)).cloned();
@@ -370,12 +235,12 @@ impl Asked {
         // As large as what is read, whatever `-o size` says.
         let mut options = ConvertOptions::new(match made {
             Target::Raw => {
-                let preallocation = create::raw_preallocation(&asked).map_err(refused)?;
+                let preallocation = new_image::raw_preallocation(&asked).map_err(refused)?;
                 TargetFormat::Raw { preallocation }
             }
             Target::Qcow2 => {
                 asked.set("size", size.to_string())?;
-                let image = create::qcow2(backing.as_deref(), &asked).map_err(refused)?;
+                let image = new_image::qcow2(backing.as_deref(), &asked).map_err(refused)?;
                 TargetFormat::Qcow2(image)
             }
         });
@@ -406,18 +271,6 @@ fn below(path: &Path, shown: &str, backing: &OsStr, format: Option<&str>) -> Out
     let named = naming.resolve(full.as_os_str()).map_err(|stop| prefix(stop, &start))?;
     let spec = DiskSpec { path: named.path.clone(), format: named.format, disk: named.disk() };
     Below::open(&spec).map_err(|error| prefix(complaint::not_opened(&named, &error), &start))
-}
-
-/// How many zeros in a row are left out.
-fn sparse(word: &str) -> Outcome<u64> {
-    let size = number::bounded(word, "buffer size for sparse output", 0, SIZE_MAX)?;
-    if !size.is_multiple_of(SECTOR) || size > SPARSE_MAX {
-        return Err(Stop::said(format!(
-            "Invalid buffer size for sparse output specified. Valid sizes are multiples of {SECTOR} up \
-             to {SPARSE_MAX}. Select 0 to disable sparse detection (fully allocates output)."
-        )));
-    }
-    Ok(size)
 }
 
 /// Why nothing came of it.

@@ -102,7 +102,7 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             return Err(Stop::said(format!("Could not open '{next}': {reason}")));
         }
         let naming = Naming { format, image_opts: false, force_share: named.force_share };
-        named = naming.resolve(super::image::word(&path).as_os_str())?;
+        named = naming.resolve(path.as_os_str())?;
     }
 }
 

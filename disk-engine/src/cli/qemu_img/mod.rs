@@ -16,6 +16,7 @@
 //! What is not supported is said by name, on standard error, and ends as an error of qemu-img's does.
 //! Callers: `cli`.
 
+mod asked;
 mod check;
 mod compare;
 mod complaint;
@@ -29,8 +30,10 @@ mod info;
 mod json;
 mod map;
 mod measure;
+mod new_image;
 mod number;
 mod opts;
+mod stated;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
