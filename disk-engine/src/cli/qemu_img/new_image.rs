@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use qcow2_format::create::{BackingFile, BackingFormat};
+use qcow2_format::create::{BackingFile, BackingFormat, DataFile};
 use qcow2_format::header::{CompressionType, Version};
 use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, CreateOptions, RefcountOrder};
@@ -67,8 +67,9 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
         Some("0.10" | "v2") => Version::V2,
         Some(other) => return Err(format!("Parameter 'version' does not accept value '{other}'")),
     };
-    if asked.text("data_file").is_some() {
-        return Err(unsupported("data_file"));
+    let data_file = asked.text("data_file");
+    if data_file == Some("") {
+        return Err("Could not create '': No such file or directory".to_owned());
     }
     let cluster_size = asked.number("cluster_size").unwrap_or(65536);
     let cluster_bits = ClusterBits::from_bytes(cluster_size)
@@ -113,8 +114,17 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
                              or above",
         ));
     }
-    if asked.is_on("data_file_raw") {
+    let raw_data = asked.is_on("data_file_raw");
+    if raw_data && data_file.is_none() {
         return Err("data-file-raw requires data-file".to_owned());
+    }
+    if raw_data && backing.is_some() {
+        return Err("Backing file and data-file-raw cannot be used at the same time".to_owned());
+    }
+    if data_file.is_some() && version == Version::V2 {
+        return Err(needs_v3(
+            "External data files are only supported with compatibility level 1.1 and above",
+        ));
     }
     if compression != CompressionType::Zlib && version == Version::V2 {
         return Err(needs_v3(
@@ -138,6 +148,9 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
             None => return Err("Backing file specified without backing format".to_owned()),
         };
         image = image.backing(BackingFile::new(name.as_bytes(), format));
+    }
+    if let Some(name) = data_file {
+        image = image.data_file(DataFile::new(name, raw_data));
     }
     Ok(image)
 }
