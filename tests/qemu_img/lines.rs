@@ -9,7 +9,7 @@
 use testkit::random::Random;
 
 /// Files that lines make; removed after each.
-pub const MADE: &[&str] = &["new", "new2", "new.raw"];
+pub const MADE: &[&str] = &["data", "new", "new2", "new.raw"];
 
 /// Files that lines write to; made what they were after a line with their name.
 pub const RESTORED: &[&str] = &["leaky.qcow2", "repair.qcow2", "into.qcow2", "into.raw"];

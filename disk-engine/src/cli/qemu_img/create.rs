@@ -227,6 +227,9 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
     let size = asked.number("size").unwrap_or(0);
     // qemu-img makes the file before it looks any further.
     check_folder(path)?;
+    if let Some(name) = asked.text("data_file") {
+        check_folder(Path::new(name))?;
+    }
     let options = CreateFileOptions { existing: Existing::Replace, ..CreateFileOptions::default() };
     if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
         warn("Failed to set extent size hint: Operation not supported");
