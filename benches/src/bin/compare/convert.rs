@@ -82,7 +82,8 @@ pub fn measure(setting: &Setting) -> Table {
     table.note(
         "A disk of 1 GiB with 300 MiB of data, from and to the page cache, all cores, clusters of \
          64 KiB. qemu-img is a process of its own, which costs its start. To hold: below 1× in every \
-         row, 0.67× at most where it is compressed, and files within 1 % of qemu-img's.",
+         row, 0.67× at most where it is compressed, and files at most 1 % larger than \
+         qemu-img's.",
     );
     table.note(format!("{} rounds.", setting.rounds));
     table
