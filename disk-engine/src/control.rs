@@ -81,6 +81,14 @@ pub enum Event {
         /// Size of the larger disk in bytes.
         total_bytes: u64,
     },
+    /// An image is being checked. Where counts do not fit into memory there are several rounds, each of
+    /// which begins anew.
+    Checking {
+        /// L2 tables looked at in this round.
+        checked_tables: u64,
+        /// L2 tables of the image.
+        total_tables: u64,
+    },
     /// Another thread or process is making the base; the caller waits for it.
     Waiting {
         /// Who holds the lock, as far as it is known.

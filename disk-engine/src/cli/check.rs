@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use crate::cli::check_report::{self, Fields};
 use crate::cli::overlay::Format;
-use crate::cli::{Output, size};
+use crate::cli::{Output, progress, size};
 use crate::disk::Locking;
 use crate::disk::chain::probe_top;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,7 +75,9 @@ fn checked(arguments: &Arguments, output: &Output) -> Result<u8> {
         Some(format) => format.into(),
         None => probe_top(&arguments.file)?,
     };
+    let (control, drawing) = progress::draw(output);
     let options = CheckOptions {
+        control,
         repair: arguments.repair.map(|repair| match repair {
             Repair::Leaks => RepairMode::Leaks,
             Repair::All => RepairMode::All,
@@ -89,7 +91,7 @@ fn checked(arguments: &Arguments, output: &Output) -> Result<u8> {
     let mut lines = BufWriter::new(io::stderr());
     // That nobody reads them is no failure of the check.
     let report = check(&arguments.file, format, &options, |event| {
-        let _ = match event {
+        let line = |lines: &mut BufWriter<io::Stderr>| match event {
             CheckEvent::Found(finding, 1) => writeln!(lines, "{finding}"),
             CheckEvent::Found(finding, times) => writeln!(lines, "{finding} ({times} times)"),
             CheckEvent::Fixing(fix) => {
@@ -100,7 +102,13 @@ fn checked(arguments: &Arguments, output: &Output) -> Result<u8> {
                 writeln!(lines, "{fix}{}", lost.unwrap_or_default())
             }
         };
+        let _ = if drawing.is_there() {
+            drawing.aside(|| line(&mut lines).and_then(|()| lines.flush()))
+        } else {
+            line(&mut lines)
+        };
     });
+    drop(drawing);
     let _ = lines.flush();
     let report = report?;
     let mut text = check_report::repaired(&report);

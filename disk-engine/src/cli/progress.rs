@@ -23,6 +23,21 @@ pub(crate) fn draw(output: &Output) -> (Control, Drawing) {
 #[derive(Debug)]
 pub(crate) struct Drawing(Option<ProgressBar>);
 
+impl Drawing {
+    /// Has `work` write lines of its own between what is drawn.
+    pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(bar) => bar.suspend(work),
+            None => work(),
+        }
+    }
+
+    /// Whether anything is drawn.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl Drop for Drawing {
     fn drop(&mut self) {
         if let Some(bar) = &self.0 {
@@ -39,6 +54,9 @@ fn show(bar: &ProgressBar, event: &Event) {
         Event::Copying { copied_bytes, total_bytes, .. } => {
             bar.set_message("copying");
             draw_position(bar, *copied_bytes, Some(*total_bytes));
+        }
+        Event::Checking { checked_tables, total_tables } => {
+            bar.set_message(format!("checking, table {checked_tables} of {total_tables}"));
         }
         Event::Comparing { compared_bytes, total_bytes } => {
             bar.set_message("comparing");

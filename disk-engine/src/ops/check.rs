@@ -16,7 +16,7 @@ use qcow2_format::image::check;
 pub use qcow2_format::image::check::{Finding, Fix, RepairMode, Severity};
 
 use crate::base::BaseFormat;
-use crate::control::CancelToken;
+use crate::control::{Control, Event};
 use crate::disk::chain::{from_format, locked, open_image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_lock::{Access, Locking};
@@ -38,8 +38,8 @@ pub struct CheckOptions {
     pub memory: Option<u64>,
     /// Threads; `None` for one a processor, at most 8.
     pub threads: Option<usize>,
-    /// Stops the work.
-    pub cancel: CancelToken,
+    /// Stops the work, hears of its progress.
+    pub control: Control,
 }
 
 /// What was found, in qemu-img's fields. After a repair the counts are those of the repaired image.
@@ -114,11 +114,14 @@ pub fn check(
     if let Some(threads) = options.threads {
         how = how.threads(threads);
     }
-    let cancel = options.cancel.clone();
-    let how = how.progress(move |_, _| !cancel.is_cancelled());
+    let control = options.control.clone();
+    let how = how.progress(move |checked_tables, total_tables| {
+        control.emit(&Event::Checking { checked_tables, total_tables });
+        control.check().is_ok()
+    });
     let failed = |error| {
         // The library stops for no other reason than being told to.
-        options.cancel.check().err().unwrap_or_else(|| from_format(error, path))
+        options.control.check().err().unwrap_or_else(|| from_format(error, path))
     };
     let Some(mode) = options.repair else {
         let found = |finding: &Finding, times| each(&CheckEvent::Found(finding, times));
@@ -178,5 +181,41 @@ impl CheckReport {
         } else {
             0
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::control::CancelToken;
+
+    #[test]
+    fn progress_is_told_and_a_cancelled_check_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let image = qcow2_format::CreateOptions::new(8 << 20)
+            .cluster_bits(qcow2_format::ClusterBits::MIN)
+            .preallocation(qcow2_format::image::Preallocation::Metadata);
+        image.plan().unwrap().write_to(&File::create_new(&path).unwrap()).unwrap();
+        let (told, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let cancel = CancelToken::new();
+        let (seen, of) = (Arc::clone(&told), Arc::clone(&total));
+        let control = Control::new().with_cancel(cancel.clone()).with_observer(move |event| {
+            if let Event::Checking { checked_tables, total_tables } = event {
+                seen.fetch_max(*checked_tables, Ordering::Relaxed);
+                of.store(*total_tables, Ordering::Relaxed);
+            }
+        });
+        let options = CheckOptions { control, ..CheckOptions::default() };
+        let report = check(&path, BaseFormat::Qcow2, &options, |_| {}).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0));
+        let (told, total) = (told.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+        assert!(told > 0 && told <= total && total == (8 << 20) / (64 * 512), "{told} of {total}");
+        cancel.cancel();
+        let error = check(&path, BaseFormat::Qcow2, &options, |_| {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
     }
 }
