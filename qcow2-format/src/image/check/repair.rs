@@ -31,6 +31,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::address::HostOffset;
 use crate::error::{Error, Result, Violation};
 use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
 use crate::geometry::TABLE_ENTRY_BYTES;
@@ -172,6 +173,9 @@ impl Fixes<'_> {
     }
 }
 
+/// Entries that are kept of L1 tables, by where they start and how many entries they are said to have.
+type Cut = BTreeMap<(u64, u32), u32>;
+
 /// A snapshot table that replaces the one there is.
 struct NewSnapshots {
     bytes: Vec<u8>,
@@ -202,6 +206,8 @@ struct Mender<'a, S> {
     marked: Cell<bool>,
     /// Clusters of L1 tables in which something else lies, too, once that is known.
     taken: Vec<u64>,
+    /// L1 tables of snapshots that are longer than they can be.
+    cut: Cut,
 }
 
 /// What a check has said that decides what is done.
@@ -280,7 +286,10 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         subject.check(&options.check, &mut sink)?;
         let Sink { report, bitmaps_wrong, shared_block, .. } = sink;
         verdict = Verdict { report, bitmaps_wrong, shared_block, ..verdict };
-        Ok((Self { subject, options, marked: Cell::new(false), taken: Vec::new() }, verdict))
+        Ok((
+            Self { subject, options, marked: Cell::new(false), taken: Vec::new(), cut: Cut::new() },
+            verdict,
+        ))
     }
 
     /// L2 tables that are known at once.
@@ -321,8 +330,12 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
 
     fn mend_all(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
         if before.hard > 0 {
+            // What a claim that is too long covers is somebody else's.
+            self.shorten_l1(fixes)?;
+            self.cut_snapshots()?;
             self.taken = self.taken()?;
             self.shorten_l1(fixes)?;
+            self.cut_snapshots()?;
         }
         let lost = self.lost_snapshots()?;
         let new = self.renewal(&lost, fixes)?;
@@ -358,7 +371,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
     /// What has to be made anew beside the refcount structures.
     fn renewal(&self, lost: &[u64], fixes: &mut Fixes<'_>) -> Result<Renewal> {
         let header = &self.subject.header;
-        let snapshots = snapshots::renewed(&self.subject, lost, fixes)?;
+        let snapshots = snapshots::renewed(&self.subject, lost, &self.cut, fixes)?;
         let length = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
         let l1 = self.subject.within(header.l1_table_offset.0, length).is_none();
         Ok(Renewal { snapshots, l1_bytes: if l1 { length } else { 0 } })
@@ -434,8 +447,8 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         Ok(subject.snapshot_l1s().filter(is_taken).map(|range| range.start).collect())
     }
 
-    /// An L1 table that is longer than the disk needs, and is said to reach into something else, ends
-    /// where it has to.
+    /// An L1 table that is longer than the disk needs, and is said to reach past the end of the file or
+    /// into something else, ends where it has to.
     fn shorten_l1(&mut self, fixes: &mut Fixes<'_>) -> Result<()> {
         let subject = &mut self.subject;
         let bits = subject.cluster_bits();
@@ -446,7 +459,10 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let end = u64::from(from) * TABLE_ENTRY_BYTES;
         let end = bits.clusters(subject.header.l1_table_offset.0.saturating_add(end));
         let Ok(to) = u32::try_from(needed) else { return Ok(()) };
-        if !self.taken.iter().any(|cluster| (first..end).contains(cluster)) {
+        let start = subject.header.l1_table_offset.0;
+        let is_there = |entries: u64| subject.within(start, entries * TABLE_ENTRY_BYTES).is_some();
+        let beyond = to < from && !is_there(from.into()) && is_there(needed);
+        if !beyond && !self.taken.iter().any(|cluster| (first..end).contains(cluster)) {
             return Ok(());
         }
         fixes.tell(&Fix::L1Size { from, to });
@@ -455,6 +471,23 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let bytes = to.to_be_bytes();
         subject.storage.write_all_at(&bytes, L1_SIZE_OFFSET).map_err(failed)?;
         self.barrier()
+    }
+
+    /// As [`Mender::shorten_l1`], of snapshots. What they say is written with the next snapshot table.
+    fn cut_snapshots(&mut self) -> Result<()> {
+        snapshots::too_long(&self.subject, &self.taken, &mut self.cut)?;
+        for (&(at, claimed), &entries) in &self.cut {
+            let tables = &mut self.subject.snapshots.tables;
+            let (long, short) = (SnapshotL1 { at: HostOffset(at), entries: claimed }, entries);
+            let cut = SnapshotL1 { entries: short, ..long };
+            if tables.contains(&long) {
+                tables.iter_mut().filter(|table| **table == long).for_each(|table| *table = cut);
+            } else if !tables.contains(&cut) {
+                // Too long to be followed before.
+                tables.push(cut);
+            }
+        }
+        Ok(())
     }
 
     /// Has the header no longer vouch for bitmaps that cannot be used.

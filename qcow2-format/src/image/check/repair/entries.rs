@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! L2 table ─┬▶ its cluster is an L2 table's and nothing else's: entries are mended
-//!           └▶ something else lies there, or it is not aligned:
-//!                no entry breaks a rule ─▶ left as it is
-//!                one does              ─▶ it is no L2 table: the L1 entry lets go of it
+//!           └▶ something else lies there:
+//!                most entries keep the rules ─▶ it is one all the same, and mended
+//!                most do not                 ─▶ it is no L2 table: the L1 entry lets go of it
 //! ```
 //!
 //! What is written is never longer than an entry, and only where it was an entry before. Callers:
@@ -68,6 +68,8 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         };
         let words =
             read_table(subject.storage, table.offset, bits.bytes() / 8, "read an L2 table")?;
+        // One entry that points here by mistake makes it no less a table.
+        let alone = alone || !self.is_mostly_broken(table, &words);
         let start = subject.guest_of(table.l1_index).0;
         let per_entry = if subject.header.geometry.extended_l2 { 2 } else { 1 };
         for (index, entry) in (0_u64..).zip(words.chunks_exact(per_entry)) {
@@ -84,7 +86,7 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
                 return Ok(());
             }
             let Mended { raw: to, bitmap, lost } = mended;
-            self.before_loss(lost)?;
+            self.before_loss(lost && table.active > 0)?;
             fixes.tell(&Fix::L2Entry { guest, length: bits.bytes(), from: raw, to, lost });
             let mut bytes = to.to_be_bytes().to_vec();
             if per_entry == 2 {
@@ -97,24 +99,45 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         Ok(())
     }
 
+    /// Whether more entries break a rule than keep it: guest data looks like that.
+    fn is_mostly_broken(&self, table: &Table, words: &[u64]) -> bool {
+        let subject = &self.subject;
+        let per_entry = if subject.header.geometry.extended_l2 { 2 } else { 1 };
+        let start = subject.guest_of(table.l1_index).0;
+        let (mut wrong, mut all) = (0_u64, 0_u64);
+        for (index, entry) in (0_u64..).zip(words.chunks_exact(per_entry)) {
+            let raw = entry.first().copied().unwrap_or_default();
+            let bitmap = entry.get(1).copied().unwrap_or_default();
+            if raw != 0 || bitmap != 0 {
+                let at = index.saturating_mul(subject.cluster_bits().bytes());
+                let guest = GuestOffset(start.saturating_add(at));
+                wrong += u64::from(mend::l2_entry(subject, raw, bitmap, guest).is_some());
+                all += 1;
+            }
+        }
+        wrong.saturating_mul(2) > all
+    }
+
     /// Mends L1 entries; those that name a table in `dropped` let go of it.
     pub(super) fn mend_l1(&self, dropped: &BTreeSet<u64>, fixes: &mut Fixes<'_>) -> Result<()> {
         let subject = &self.subject;
         let bits = subject.cluster_bits();
         let length = subject.header.geometry.l1_entry_span();
         subject.each_l1(|l1| {
-            let mended = if dropped.contains(&l1.table()) {
-                // Who says that this is an L1 table may be wrong, and what else lies there right.
-                if self.taken.binary_search(&(l1.at >> bits.to_u32())).is_ok() {
-                    return Ok(());
-                }
+            // Who says that this is an L1 table may be wrong, and what else lies there right.
+            let taken = self.taken.binary_search(&(l1.at >> bits.to_u32())).is_ok();
+            let drops = dropped.contains(&l1.table());
+            if taken && (drops || !l1.active) {
+                return Ok(());
+            }
+            let mended = if drops {
                 Some(Mended { raw: 0, bitmap: 0, lost: true })
             } else {
                 mend::l1_entry(subject, &l1)
             };
             let Some(Mended { raw: to, lost, .. }) = mended else { return Ok(()) };
             let guest = subject.guest_of(l1.index);
-            self.before_loss(lost)?;
+            self.before_loss(lost && l1.active)?;
             fixes.tell(&Fix::L1Entry { guest, length, from: l1.entry, to, lost });
             let failed = Error::io("mend an L1 entry", l1.at);
             subject.storage.write_all_at(&to.to_be_bytes(), l1.at).map_err(failed)

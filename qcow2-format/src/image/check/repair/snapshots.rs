@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{L1_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
 use crate::header::{Header, SNAPSHOTS_MAX, Version};
 use crate::image::check::repair::fix::Fix;
-use crate::image::check::repair::{Fixes, NewSnapshots};
+use crate::image::check::repair::{Cut, Fixes, NewSnapshots};
 use crate::image::check::snapshots::{EXTRA_DATA_MIN_BYTES, Entry, SnapshotL1, entries};
 use crate::image::check::walk::Subject;
 use crate::io::ReadAt;
@@ -26,6 +26,7 @@ use crate::snapshot::EXTRA_DATA_MAX_BYTES;
 pub(super) fn renewed<S: ReadAt>(
     subject: &Subject<'_, S>,
     lost: &[u64],
+    cut: &Cut,
     fixes: &mut Fixes<'_>,
 ) -> Result<Option<NewSnapshots>> {
     let header = &subject.header;
@@ -34,9 +35,13 @@ pub(super) fn renewed<S: ReadAt>(
     let mut changed = header.nb_snapshots > SNAPSHOTS_MAX;
     let mut gone = Vec::new();
     let mut seen = 0_u32;
-    entries(subject.storage, header, true, |_, entry| {
+    entries(subject.storage, header, true, |_, mut entry| {
         seen = seen.saturating_add(1);
         let at = entry.raw.l1_table_offset.get();
+        if let Some(entries) = cut.get(&(at, entry.raw.l1_size.get())) {
+            changed = true;
+            entry.raw.l1_size = (*entries).into();
+        }
         let bytes = u64::from(entry.raw.l1_size.get()) * TABLE_ENTRY_BYTES;
         let leads = header.geometry.cluster_bits.is_aligned(at)
             && bytes <= L1_TABLE_MAX_BYTES
@@ -65,6 +70,48 @@ pub(super) fn renewed<S: ReadAt>(
         fixes.tell(fix);
     }
     Ok(Some(new))
+}
+
+/// Adds to `cut` the L1 tables that are longer than their disks and machine states need, and are said to
+/// reach past the end of the file or into clusters that are `taken`.
+pub(super) fn too_long<S: ReadAt>(
+    subject: &Subject<'_, S>,
+    taken: &[u64],
+    cut: &mut Cut,
+) -> Result<()> {
+    let header = &subject.header;
+    let bits = header.geometry.cluster_bits;
+    entries(subject.storage, header, true, |_, entry| {
+        let (at, claimed) = (entry.raw.l1_table_offset.get(), entry.raw.l1_size.get());
+        let Some(needed) = needed(&entry, header).filter(|needed| *needed < claimed) else {
+            return Ok(());
+        };
+        let bytes = |entries: u32| u64::from(entries) * TABLE_ENTRY_BYTES;
+        let there =
+            bytes(claimed) <= L1_TABLE_MAX_BYTES && subject.within(at, bytes(claimed)).is_some();
+        let behind = bits.clusters(at.saturating_add(bytes(needed)))
+            ..bits.clusters(at.saturating_add(bytes(claimed)));
+        let reaches = taken.iter().any(|cluster| behind.contains(cluster));
+        let fits = bits.is_aligned(at) && subject.within(at, bytes(needed)).is_some();
+        if fits && (!there || reaches) {
+            cut.insert((at, claimed), needed);
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// L1 entries for the snapshot's disk, and for the state of the machine that lies behind it.
+fn needed(entry: &Entry, header: &Header) -> Option<u32> {
+    let number = |at: usize| {
+        let bytes: [u8; 8] = entry.extra.get(at..at.checked_add(8)?)?.try_into().ok()?;
+        Some(u64::from_be_bytes(bytes))
+    };
+    let disk = number(8).unwrap_or(header.virtual_size);
+    let state = number(0).unwrap_or(entry.raw.vm_state_size.get().into());
+    let span = header.geometry.l1_entry_span();
+    let entries = header.geometry.l1_entries(disk).checked_add(state.div_ceil(span))?;
+    u32::try_from(entries).ok()
 }
 
 /// Appends `entry` to the table in `bytes`; whether it was changed for that.
