@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::options::files_of;
+use crate::disk::sectors::SECTOR;
 use crate::disk::{ContentRun, Disk, DiskContent, StoredRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::disk::Reading;
@@ -24,8 +25,9 @@ impl Joined {
         let mut size = 0_u64;
         let mut placed = Vec::new();
         for disk in disks {
-            let start = size;
-            size = size
+            // As in QEMU, a disk takes whole sectors of those before the last.
+            let start = size.next_multiple_of(SECTOR);
+            size = start
                 .checked_add(disk.size())
                 .filter(|size| i64::try_from(*size).is_ok())
                 .ok_or_else(|| Error::new(ErrorKind::Limit, "the disks are too large together"))?;
@@ -75,6 +77,19 @@ impl Joined {
         sizes.max().unwrap_or(512)
     }
 
+    /// How many bytes of the rest of a sector, behind the end of a disk that another one follows, lie at
+    /// `offset`.
+    fn gap_at(&self, offset: u64) -> u64 {
+        let behind = self.disks.partition_point(|(start, _)| *start <= offset);
+        let before = behind.checked_sub(1).and_then(|index| self.disks.get(index));
+        match (before, self.disks.get(behind)) {
+            (Some((start, disk)), Some((next, _))) if offset - start >= disk.size() => {
+                next - offset
+            }
+            _ => 0,
+        }
+    }
+
     /// The disk that holds `offset`, and where it begins.
     fn at(&self, offset: u64) -> Result<&(u64, Disk)> {
         let behind = self.disks.partition_point(|(start, _)| *start <= offset);
@@ -91,17 +106,33 @@ impl DiskContent for Joined {
     }
 
     fn run_at(&self, offset: u64) -> Result<ContentRun> {
+        let length = self.gap_at(offset);
+        if length > 0 {
+            return Ok(ContentRun { length, zero: true, compressed: false });
+        }
         let (start, disk) = self.at(offset)?;
         disk.run_at(offset.saturating_sub(*start))
     }
 
     fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
+        if self.gap_at(offset) > 0 {
+            return Ok(None);
+        }
         let (start, disk) = self.at(offset)?;
         disk.stored_at(offset.saturating_sub(*start))
     }
 
     fn read_at(&self, mut bytes: &mut [u8], mut offset: u64) -> Result<()> {
         while !bytes.is_empty() {
+            let gap = self.gap_at(offset);
+            if gap > 0 {
+                let count = usize::try_from(gap).unwrap_or(usize::MAX).min(bytes.len());
+                let (here, rest) = bytes.split_at_mut(count);
+                here.fill(0);
+                bytes = rest;
+                offset = offset.saturating_add(count as u64);
+                continue;
+            }
             let (start, disk) = self.at(offset)?;
             let within = offset.saturating_sub(*start);
             let left = disk.size().saturating_sub(within);
