@@ -443,7 +443,7 @@ fn create_takes_qemu_imgs_options_and_refuses_what_no_image_can_have() {
         (&["create", "x", "1G", "-b", "absent", "-F", "raw"], 1, "not-found"),
         (&["create", "x", "1G", "-o", "compat=0.10,extended_l2=on"], 2, "invalid-input"),
         (&["create", "x", "200G", "-o", "cluster_size=512"], 2, "invalid-input"),
-        (&["create", "x", "1G", "-o", "data_file=y"], 1, "unsupported"),
+        (&["create", "x", "1G", "-o", "encryption=on"], 1, "unsupported"),
         (&["create", "x", "1G", "-o", "colour=red"], 2, "invalid-input"),
         (&["create", "a", "1G"], 1, "already-exists"),
         (&["create", "no/folder", "1G"], 1, "not-found"),
