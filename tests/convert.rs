@@ -181,6 +181,27 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
+/// As in QEMU, what follows a disk of odd length begins with the next sector.
+#[test]
+fn disks_of_odd_lengths_are_joined_at_sectors() {
+    let lab = lab();
+    let mut random = fresh("joined");
+    for (name, size) in [("a", 1000), ("b", 70_001), ("c", 513)] {
+        lab.disk(name, size, &mut random);
+        let file = File::options().write(true).open(lab.path(name)).unwrap();
+        file.write_all_at(&[7; 300], size - 300).unwrap();
+    }
+    for format in ["raw", "qcow2"] {
+        let words = ["convert", "-q", "-f", "raw", "-O", format];
+        lab.qemu(&[&words[..], &["a", "b", "c", "theirs"]].concat());
+        lab.shell(&format!(
+            "mkdir -p bin && ln -sf \"$E\" bin/qemu-img && \
+             bin/qemu-img convert -f raw -O {format} a b c ours"
+        ));
+        lab.is_same(("theirs", format), ("ours", format), format);
+    }
+}
+
 #[test]
 fn threads_change_no_byte() {
     let lab = with_disk("threads");

@@ -11,6 +11,7 @@ use proptest::prelude::any;
 use qcow2_format::WriteAt;
 use qcow2_format::image::check::{RepairMode, RepairOptions, RepairReport, repair};
 use testkit::damage::{Damage, base, bases, damages};
+use testkit::qemu::{img_in, io};
 use testkit::random::Random;
 use testkit::recording::Recording;
 use testkit::sparse::Sparse;
@@ -85,4 +86,63 @@ fn a_repair_may_end_anywhere() {
     });
     sweep.tell(&format!("{states} states, {cuts} of them after a power cut"));
     assert!(states > 100);
+}
+
+/// A claim that is too long has nothing behind it mended away: what could be read reads the same after a
+/// repair, for QEMU, and its check is clean.
+#[test]
+fn claims_that_are_too_long_cost_nothing() {
+    if !tool::available("repairs of tables that claim too much", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let folder = tool::memory_folder();
+    let path = |name: &str| folder.path().join(name);
+    let image = path("image");
+    let write = |commands: &[&str]| {
+        let mut words = vec!["-f", "qcow2", "-d", "unmap"];
+        commands.iter().for_each(|command| words.extend(["-c", command]));
+        words.push(image.to_str().unwrap());
+        assert!(io(words).status.success());
+    };
+    let read = |snapshot: &[&str]| {
+        let words = ["convert", "-f", "qcow2", "-O", "raw"];
+        img_in(folder.path(), &[&words[..], snapshot, &["image", "raw"]].concat());
+        std::fs::read(path("raw")).unwrap()
+    };
+    let number = |bytes: &[u8], at: usize| {
+        usize::try_from(u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap()
+    };
+    // Which bytes are damaged, and how.
+    type Harm = fn(&mut [u8], &dyn Fn(&[u8], usize) -> usize);
+    let rows: [(&str, Harm); 3] = [
+        ("the disk's L1 table", |bytes, _| {
+            bytes[36..40].copy_from_slice(&0x40001_u32.to_be_bytes())
+        }),
+        ("a snapshot's L1 table", |bytes, number| {
+            let snapshot = number(bytes, 64);
+            bytes[snapshot + 8..snapshot + 12].copy_from_slice(&0x20001_u32.to_be_bytes());
+        }),
+        ("an entry that points to its own table", |bytes, number| {
+            let table = number(bytes, number(bytes, 40)) & 0x00ff_ffff_ffff_fe00;
+            let entry = 1 << 63 | (table as u64 + 0x200);
+            // Nothing is stored there.
+            bytes[table + 8 * 100..][..8].copy_from_slice(&entry.to_be_bytes());
+        }),
+    ];
+    for (what, harm) in rows {
+        img_in(folder.path(), &["create", "-q", "-f", "qcow2", "image", "8M"]);
+        write(&["write -P 1 0 200k", "write -P 2 1M 64k"]);
+        img_in(folder.path(), &["snapshot", "-c", "s", "image"]);
+        write(&["write -P 3 64k 256k", "write -P 4 5M 100k"]);
+        let (disk, snapshot) = (read(&[]), read(&["-l", "s"]));
+        let mut bytes = std::fs::read(&image).unwrap();
+        harm(&mut bytes, &number);
+        std::fs::write(&image, bytes).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+        let report = mend(&file).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(report.before.corruptions > 0 && report.after.is_sound(), "{what}: {report:?}");
+        img_in(folder.path(), &["check", "-q", "-f", "qcow2", "image"]);
+        assert!(read(&[]) == disk, "{what}: the disk");
+        assert!(read(&["-l", "s"]) == snapshot, "{what}: the snapshot");
+    }
 }
