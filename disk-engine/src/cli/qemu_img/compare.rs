@@ -31,6 +31,9 @@ pub(super) fn is_cache_mode(word: &str) -> bool {
     matches!(word, "none" | "off" | "directsync" | "writeback" | "unsafe" | "writethrough")
 }
 
+/// What is said of disks that are the same but for their sizes.
+const SIZES_DIFFER: &str = "Warning: Image size mismatch!\n";
+
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);
     let (mut first, mut second) = (Naming::default(), Naming::default());
@@ -76,13 +79,22 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         options.control = shown();
     }
     let compared = compare((&one.path, one.format), (&other.path, other.format), &options);
-    if progress && compared.as_ref().is_ok_and(|report| report.identical) {
-        print("    (100.00/100%)\r");
-    }
     let outcome = match compared {
         Ok(report) => {
+            let text = render(&report);
+            // What is said of the sizes is said before the rest of the larger one is looked at.
+            let (before, text) = match text.strip_prefix(SIZES_DIFFER) {
+                Some(rest) if report.identical => (SIZES_DIFFER, rest),
+                _ => ("", text.as_str()),
+            };
             if !quiet {
-                print(&render(&report));
+                print(before);
+            }
+            if progress && report.identical {
+                print("    (100.00/100%)\r");
+            }
+            if !quiet {
+                print(text);
             }
             Ok(u8::from(!report.identical))
         }
