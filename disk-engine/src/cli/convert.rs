@@ -15,11 +15,12 @@ use qcow2_format::create::BackingFile;
 use qcow2_format::image::Preallocation;
 
 use crate::base::BaseFormat;
+use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::cli::source::SourceOptions;
 use crate::cli::{Output, options, progress, size};
 use crate::disk::chain::probe_top;
-use crate::disk::policy::{BackingPolicy, plain_path};
+use crate::disk::policy::plain_path;
 use crate::disk::{Disk, DiskOptions, Locking, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
@@ -95,15 +96,8 @@ pub(crate) struct Arguments {
     /// Most bytes to keep there
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1T")]
     spill_limit: u64,
-    /// Follow backing files wherever the images say; else only in the image's folder and below
-    #[arg(long)]
-    backing_chain: bool,
-    /// Follow backing files below this folder too
-    #[arg(long, value_name = "DIR", conflicts_with = "backing_chain")]
-    allow: Vec<PathBuf>,
-    /// Read external data files in the image's folder and below
-    #[arg(long)]
-    data_files: bool,
+    #[command(flatten)]
+    follow: Follow,
     /// Read even while a VM writes to the source
     #[arg(long, short = 'U')]
     force_share: bool,
@@ -142,15 +136,9 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         return Err(usage("standard output is neither replaced, nor made durable, nor there")
             .with_hint("leave out --force, --durable and -n"));
     }
-    let policy = if arguments.backing_chain {
-        BackingPolicy::Any
-    } else {
-        BackingPolicy::Beneath(arguments.allow.clone())
-    };
-    let data_files = if arguments.data_files { policy.clone() } else { BackingPolicy::Deny };
     let disk = DiskOptions {
-        policy,
-        data_files,
+        policy: arguments.follow.policy(),
+        data_files: arguments.follow.data_files(),
         locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
         ..DiskOptions::default()
     };

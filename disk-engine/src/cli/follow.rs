@@ -1,6 +1,6 @@
 //! How far names found in images are followed, as options of a command.
 //!
-//! Callers: `io`, `map`.
+//! Callers: `convert`, `io`, `map`.
 
 use std::path::PathBuf;
 

@@ -19,7 +19,7 @@ use crate::disk::chain::from_format;
 use crate::disk::policy::plain_path;
 use crate::error::Result;
 use crate::sys::pending::{Durability, Existing, FileMode};
-pub(crate) use files::NewFiles;
+pub(crate) use files::{NewFiles, storage_in};
 pub use raw::create_raw;
 
 /// How the new file is put in place.

@@ -19,13 +19,12 @@ use crate::disk::DiskContent;
 use crate::disk::chain::from_format;
 use crate::disk::policy::plain_path;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::create::{CreateFileOptions, NewFiles};
+use crate::ops::create::{CreateFileOptions, NewFiles, storage_in};
 use crate::sink::offload::Offload;
 use crate::sink::qcow2::{Rules, qcow2};
 use crate::sink::raw::{RawRules, raw};
 use crate::source::extent::ExtentSource;
 use crate::sys::image_file::ImageFile;
-use crate::sys::image_lock::ImageLock;
 use crate::sys::pending::{self, PendingFile};
 use crate::transfer::pump;
 
@@ -96,7 +95,7 @@ pub(super) fn write(
             write_raw(source, file, path, *preallocation, options)
         }
         TargetFormat::Qcow2(image) => {
-            let storage = (storage(file, path)?, None);
+            let storage = (storage_in(file, path)?, None);
             write_qcow2(source, file, storage, path, image, options)
         }
         TargetFormat::Archive(_) => {
@@ -131,7 +130,7 @@ fn write_raw(
         pumped
     })?;
     if preallocation == Preallocation::Falloc {
-        storage(file, path)?
+        storage_in(file, path)?
             .allocate_at(0, virtual_size)
             .map_err(|error| Error::io("take space for", path, error))?;
     }
@@ -143,13 +142,6 @@ fn write_raw(
         file_length: virtual_size,
         ..ConvertReport::default()
     })
-}
-
-/// Nobody else can have a file open that has no name yet.
-fn storage(file: &File, path: &Path) -> Result<ImageFile> {
-    let file = file.try_clone();
-    let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;
-    Ok(ImageFile::new(ImageLock::none(file)))
 }
 
 fn write_qcow2(

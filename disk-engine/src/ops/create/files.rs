@@ -91,8 +91,12 @@ impl NewFiles {
 
 /// The new file as a storage.
 pub(super) fn storage_of(pending: &PendingFile, path: &Path) -> Result<ImageFile> {
-    // Nobody else can have a file open that has no name yet.
-    let file = pending.file().try_clone();
+    storage_in(pending.file(), path)
+}
+
+/// A file that nobody else has open, as it has no name yet, as a storage.
+pub(crate) fn storage_in(file: &fs::File, path: &Path) -> Result<ImageFile> {
+    let file = file.try_clone();
     let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;
     Ok(ImageFile::new(ImageLock::none(file)))
 }
