@@ -164,7 +164,11 @@ impl Decoder {
         match compression {
             #[cfg(feature = "deflate")]
             CompressionType::Zlib => {
-                Ok(self.deflate.get_or_insert_default().decode(payload, cluster))
+                let inflater = match self.deflate.take() {
+                    Some(inflater) => inflater,
+                    None => deflate::Inflater::new()?,
+                };
+                Ok(self.deflate.insert(inflater).decode(payload, cluster))
             }
             #[cfg(feature = "zstd")]
             CompressionType::Zstd => {
@@ -215,7 +219,11 @@ impl Encoder {
         match compression {
             #[cfg(feature = "deflate")]
             CompressionType::Zlib => {
-                self.deflate.get_or_insert_default().encode(cluster, payload)?;
+                let deflater = match self.deflate.take() {
+                    Some(deflater) => deflater,
+                    None => deflate::Deflater::new()?,
+                };
+                self.deflate.insert(deflater).encode(cluster, payload)?;
                 Ok(payload.len() < cluster.len())
             }
             #[cfg(feature = "zstd")]

@@ -13,15 +13,24 @@ use crate::error::{Error, Result};
 /// A window of 4 KiB, as its exponent.
 const WINDOW_BITS: u8 = 12;
 
-pub(super) struct Inflater(Decompress);
+/// More than either direction's state takes, in bytes.
+const STATE_MAX: usize = 512 << 10;
 
-impl Default for Inflater {
-    fn default() -> Self {
-        Self(Decompress::new(false))
-    }
+/// Fails where there is no memory for a state: zlib-rs 0.6 panics there.
+fn room() -> Result<()> {
+    let failed = Error::io("take memory for deflate", 0);
+    let mut state = Vec::<u8>::new();
+    state.try_reserve_exact(STATE_MAX).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))
 }
 
+pub(super) struct Inflater(Decompress);
+
 impl Inflater {
+    pub(super) fn new() -> Result<Self> {
+        room()?;
+        Ok(Self(Decompress::new(false)))
+    }
+
     /// Fills `cluster`. The stream may go on behind it, or be followed by anything.
     pub(super) fn decode(
         &mut self,
@@ -38,13 +47,12 @@ impl Inflater {
 
 pub(super) struct Deflater(Compress);
 
-impl Default for Deflater {
-    fn default() -> Self {
-        Self(Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS))
-    }
-}
-
 impl Deflater {
+    pub(super) fn new() -> Result<Self> {
+        room()?;
+        Ok(Self(Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS)))
+    }
+
     /// Leaves in `payload` the whole stream, or as many bytes as `cluster` has if it is not
     /// smaller.
     pub(super) fn encode(&mut self, cluster: &[u8], payload: &mut Vec<u8>) -> Result<()> {
@@ -60,7 +68,7 @@ impl Deflater {
         } else {
             // zlib-rs 0.6 keeps, over a reset, how far it has read its own buffer of what did not
             // fit, and panics when that buffer seems full.
-            *self = Self::default();
+            *self = Self::new()?;
         }
         Ok(())
     }

@@ -12,15 +12,20 @@ use std::io::{self, Read};
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
-use crate::source::input::Input;
+use crate::source::input::{Input, zeroed};
 use crate::source::limits::Defect;
+
+/// More than the decoder's state takes, in bytes.
+const STATE_MAX: usize = 128 << 10;
 
 /// A gzip decoder over its input.
 pub(crate) struct Gzip(MultiGzDecoder<Input>);
 
 impl Gzip {
-    pub(crate) fn new(input: Input) -> Self {
-        Self(MultiGzDecoder::new(input))
+    pub(crate) fn new(input: Input) -> Result<Self> {
+        // zlib-rs 0.6 panics where it gets no memory.
+        drop(zeroed(STATE_MAX)?);
+        Ok(Self(MultiGzDecoder::new(input)))
     }
 
     pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<usize> {

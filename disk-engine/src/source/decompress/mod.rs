@@ -67,7 +67,7 @@ impl Decoder {
             Compression::None => Ok(Self::Plain(input)),
             Compression::Zstd => zstd::Zstd::new(input, limits, decoding).map(Self::Zstd),
             #[cfg(feature = "gzip")]
-            Compression::Gzip => Ok(Self::Gzip(gzip::Gzip::new(input))),
+            Compression::Gzip => gzip::Gzip::new(input).map(Self::Gzip),
             #[cfg(feature = "xz")]
             Compression::Xz => xz::Xz::new(input, limits).map(Self::Xz),
             #[cfg(not(all(feature = "gzip", feature = "xz")))]
