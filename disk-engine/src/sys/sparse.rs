@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
+use qcow2_format::ReadAt;
 
 /// The first range of data at or after `offset`, in bytes; `None` if only holes follow. It moves the
 /// file's cursor, so nobody may rely on that.
@@ -30,7 +31,8 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok(start) => start,
         Err(Errno::ENXIO) => return Ok(None),
         Err(Errno::EINVAL | Errno::EOPNOTSUPP) => {
-            let end = file.metadata()?.len();
+            // A block device has no holes, and its metadata no length.
+            let end = ReadAt::length(file)?;
             return Ok((offset < end).then_some(offset..end));
         }
         Err(error) => return Err(error.into()),
