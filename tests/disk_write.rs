@@ -21,6 +21,7 @@ use disk_engine::sys::image_file::FlushFailed;
 use disk_engine::sys::image_lock::{Conflict, Permission};
 use disk_engine::{Error, ErrorKind};
 use qcow2_format::image::{DetectZeroes, Discard, Durability, ZeroMode};
+use testkit::device::Device;
 use testkit::disks::allocated;
 use testkit::mounts::{Kind, Mount};
 use testkit::qemu::{self, img, img_in};
@@ -648,32 +649,6 @@ fn threads_write_side_by_side() {
     }
 }
 
-/// A block device over a file of `mib` MiB, until it is dropped.
-struct Device(PathBuf);
-
-impl Device {
-    fn new(what: &str, folder: &Path, mib: u64) -> Option<Self> {
-        let image = folder.join("device");
-        fs::write(&image, vec![0xaa; usize::try_from(mib << 20).unwrap()]).unwrap();
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output();
-        match output {
-            Ok(output) if output.status.success() => {
-                Some(Self(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())))
-            }
-            outcome => {
-                left_out(what, &format!("no loop device: {outcome:?}"));
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn block_devices_are_disks_and_hold_images() {
     if !here() {
@@ -681,9 +656,11 @@ fn block_devices_are_disks_and_hold_images() {
     }
     let place = memory_folder();
     let what = "block devices that are written to";
-    let Some(device) = Device::new(what, place.path(), 8) else { return };
+    let file = place.path().join("device");
+    fs::write(&file, vec![0xaa; 8 << 20]).unwrap();
+    let Some(device) = Device::over(&file, what) else { return };
     let mut numbers = Numbers(5);
-    let path = &device.0;
+    let path = device.path();
     let read = |format: BaseFormat| content(&Disk::open(path, format, &options().disk).unwrap());
 
     // The device as a disk: what is written is there, and its length stays.

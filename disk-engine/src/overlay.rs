@@ -143,7 +143,7 @@ impl OverlayBuilder<'_> {
     }
 
     fn create_new(&self) -> Result<Overlay> {
-        if self.existing == Existing::Replace {
+        if self.existing != Existing::Refuse {
             BaseImage::refuse_as_overlay(self.base.path(), &self.path)?;
         }
         let backing = backing_file(self.base, &self.path, self.relative)?;

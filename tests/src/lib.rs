@@ -3,6 +3,7 @@
 pub mod checker;
 pub mod convert_lab;
 pub mod damage;
+pub mod device;
 pub mod disks;
 pub mod door;
 pub mod faults;

@@ -27,7 +27,7 @@ use crate::base::BaseFormat;
 use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::ImageFile;
-use crate::sys::image_lock::{Access, ImageLock, LockError, Locking};
+use crate::sys::image_lock::{Access, ImageLock, Locking};
 use crate::sys::space;
 
 /// Chains longer than this are refused.
@@ -168,22 +168,8 @@ pub(crate) fn locked(
     access: Access,
     locking: Locking,
 ) -> Result<ImageFile> {
-    ImageLock::acquire(file, access, locking).map(ImageFile::new).map_err(|error| match error {
-        LockError::InUse(conflict) => {
-            let hint = match access {
-                Access::Write => "stop that process, as a VM, first",
-                Access::Read | Access::ReadShared => {
-                    "stop that process, as a VM, first, or share the image with it: what is read \
-                     may then be of no single moment"
-                }
-            };
-            Error::new(ErrorKind::Busy, "the image is in use")
-                .with_path(path)
-                .with_source(conflict)
-                .with_hint(hint)
-        }
-        LockError::Io(error) => Error::io("lock the image", path, error),
-    })
+    let lock = ImageLock::acquire(file, access, locking);
+    lock.map(ImageFile::new).map_err(|error| error.of(path, access))
 }
 
 /// The files of a chain so far.

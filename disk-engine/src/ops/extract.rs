@@ -81,7 +81,7 @@ pub fn extract(
         return Err(Error::new(ErrorKind::AlreadyExists, "the file exists and is left as it is")
             .with_path(destination));
     }
-    if options.existing == Existing::Replace && source.is_file(destination) {
+    if options.existing != Existing::Refuse && source.is_file(destination) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
             "the source would be replaced by what is read from it",

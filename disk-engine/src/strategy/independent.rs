@@ -31,7 +31,9 @@ pub(super) fn create(request: &DiskBuilder<'_>, means: Means) -> Result<Provided
     let path = request.path.as_path();
     request.control.check()?;
     match request.existing {
-        Existing::Replace => BaseImage::refuse_as_overlay(request.base.path(), path)?,
+        Existing::Replace | Existing::Overwrite => {
+            BaseImage::refuse_as_overlay(request.base.path(), path)?;
+        }
         // Publishing would find out too, after all the work.
         Existing::Refuse if fs::symlink_metadata(path).is_ok() => {
             let message = "the file exists and is left as it is";

@@ -25,9 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::overlay::BaseIdentity;
 use crate::sys::{attribute, host, open};
 
-const ATTRIBUTE: &CStr = c"user.disk-engine.base";
-/// Room for what a later version may note.
-const ATTRIBUTE_MAX: usize = 256;
+const ATTRIBUTE: &CStr = attribute::BASE;
 
 /// Notes beside `file` which base it was made from, where that can be noted.
 pub(super) fn note_base(file: &File, base: &BaseImage, path: &Path) -> Result<()> {
@@ -55,7 +53,7 @@ pub(super) fn verify(request: &DiskBuilder<'_>) -> Result<ProvidedDisk> {
     if metadata.uid() != user {
         return Err(misfit(path, &format!("belongs to user {}, not {user}", metadata.uid())));
     }
-    let noted = attribute::get::<ATTRIBUTE_MAX>(&file, ATTRIBUTE)
+    let noted = attribute::get(&file, ATTRIBUTE)
         .map_err(|error| Error::io("read the attributes of", path, error))?;
     let noted = noted.as_deref().and_then(BaseIdentity::parse);
     if let Some(difference) = noted.and_then(|noted| noted.difference(request.base)) {

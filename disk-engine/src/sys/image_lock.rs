@@ -26,10 +26,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+
+use crate::error::{Error, ErrorKind};
 
 use crate::sys::lock::{self, FORK_GRACE};
 
@@ -141,6 +144,28 @@ pub enum LockError {
     /// The system cannot, or will not.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl LockError {
+    /// As an error of the image at `path`, which was to be opened for `access`.
+    pub(crate) fn of(self, path: &Path, access: Access) -> Error {
+        match self {
+            Self::InUse(conflict) => {
+                let hint = match access {
+                    Access::Write => "stop that process, as a VM, first",
+                    Access::Read | Access::ReadShared => {
+                        "stop that process, as a VM, first, or share the image with it: what is \
+                         read may then be of no single moment"
+                    }
+                };
+                Error::new(ErrorKind::Busy, "the image is in use")
+                    .with_path(path)
+                    .with_source(conflict)
+                    .with_hint(hint)
+            }
+            Self::Io(error) => Error::io("lock the image", path, error),
+        }
+    }
 }
 
 /// An open image, and the lock on it if it has one. Dropping it releases the lock, in the process

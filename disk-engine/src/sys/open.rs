@@ -26,6 +26,15 @@ pub fn existing(path: &Path) -> io::Result<File> {
     careful().open(path)
 }
 
+/// Opens an existing file for reading and writing.
+///
+/// # Errors
+///
+/// What the system says; see [`is_misplaced`].
+pub fn existing_to_write(path: &Path) -> io::Result<File> {
+    careful().write(true).open(path)
+}
+
 /// Opens a file to lock it, creating it empty if need be, with mode 0600 whatever the umask.
 /// Open for writing as well: NFS gives exclusive locks to writers only.
 ///

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! What tunes qemu-img's way of copying (`-m`, `-W`, caches) is checked and changes nothing: the same
-//! bytes come out. A target appears whole or not at all. Callers: `qemu_img`; `dd` shares the target.
+//! bytes come out. A target appears whole or not at all, unless its file has to be written in place
+//! (`Existing::Overwrite`). Callers: `qemu_img`; `dd` shares the target.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +21,7 @@ use super::getopt::Words;
 use super::image::{Named, Naming};
 use super::new_image;
 use super::opts::{self, Opts, Target};
-use super::{Outcome, Stop, complaint, next_option, print, warn};
+use super::{Outcome, Stop, complaint, device, next_option, print, warn};
 use crate::base::BaseFormat;
 use crate::control::{Control, Event};
 use crate::disk::sectors::whole_sectors;
@@ -102,7 +103,8 @@ impl Asked {
         options.salvage = self.salvage;
         options.rate_limit = self.rate;
         options.sparse = self.sparse.unwrap_or(4096);
-        options.existing = Existing::Replace;
+        options.existing = Existing::Overwrite;
+        options.mode = create::MODE;
         options.target_is_zero = self.target_is_zero;
         options.offload = if self.offload { CopyOffload::Copy } else { CopyOffload::Share };
         if self.target_cache.as_deref().is_some_and(|mode| mode != "unsafe") {
@@ -246,6 +248,11 @@ impl Asked {
         });
         create::check_folder(&path).map_err(refused)?;
         options.size = Some(size);
+        if let TargetFormat::Raw { preallocation } = options.format
+            && device::taking(&path, size, preallocation).map_err(refused)?.is_some()
+        {
+            options = ConvertOptions { into_existing: true, size: None, ..options };
+        }
         if let Some(backing) = &backing {
             options.below = Some(below(&path, &shown, backing, asked.text("backing_fmt"))?);
         }

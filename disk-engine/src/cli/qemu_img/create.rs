@@ -2,20 +2,24 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use super::getopt::{Known, Words, flag, long_value, value};
 use super::image::{self, Naming};
 use super::new_image::{qcow2, raw_preallocation};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
-use super::{Outcome, Stop, complaint, next_option, print, warn};
+use super::{Outcome, Stop, complaint, device, next_option, print, warn};
 use crate::disk::chain::Chain;
 use crate::disk::policy::BackingPolicy;
 use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::error::{Error, ErrorKind};
 use crate::ops::create::{CreateFileOptions, create, create_raw};
-use crate::sys::pending::Existing;
+use crate::sys::pending::{self, Existing, FileMode};
 
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
@@ -27,6 +31,9 @@ const KNOWN: &[Known] = &[
     value(b'F', "backing-format"),
     flag(b'u', "backing-unsafe"),
 ];
+
+/// The permission bits that qemu-img gives new files, less the umask.
+pub(super) const MODE: FileMode = FileMode::Masked(0o644);
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);
@@ -163,7 +170,7 @@ impl New {
     }
 }
 
-/// The file that a new image's name means; where a link leads, as qemu-img writes through it.
+/// The file that a new image's name means.
 pub(super) fn destination(filename: &OsStr) -> Result<PathBuf, String> {
     let name = filename.as_bytes();
     let path = match name.strip_prefix(b"file:") {
@@ -180,10 +187,7 @@ pub(super) fn destination(filename: &OsStr) -> Result<PathBuf, String> {
             }
         },
     };
-    match std::fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.is_symlink() => Ok(path.canonicalize().unwrap_or(path)),
-        _ => Ok(path),
-    }
+    Ok(path)
 }
 
 /// Size of the disk in the backing file of an image at `path`.
@@ -230,7 +234,8 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
     if let Some(name) = asked.text("data_file") {
         check_folder(Path::new(name))?;
     }
-    let options = CreateFileOptions { existing: Existing::Replace, ..CreateFileOptions::default() };
+    let options =
+        CreateFileOptions { existing: Existing::Overwrite, mode: MODE, ..Default::default() };
     if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
         warn("Failed to set extent size hint: Operation not supported");
     }
@@ -241,6 +246,9 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
                 return Err("Could not resize file: Invalid argument".to_owned());
             }
             let size = whole_sectors(size);
+            if let Some(device) = device::taking(path, size, preallocation)? {
+                return device::clear(device);
+            }
             create_raw(path, size, preallocation, &options).map_err(|error| not_made(path, &error))
         }
         Target::Qcow2 => {
@@ -253,19 +261,31 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
     }
 }
 
-/// Whether a file can be made at `path`, as far as its folder tells.
+/// Whether a file can be made at `path`, or written if it is there, as far as can be told beforehand.
 pub(super) fn check_folder(path: &Path) -> Result<(), String> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    let refused = |cause: &std::io::Error| {
+        let cause = complaint::strerror(cause);
+        Err(format!("Could not create '{}': {cause}", path.to_string_lossy()))
     };
-    let refused =
-        |cause: &str| Err(format!("Could not create '{}': {cause}", path.to_string_lossy()));
-    match folder.join(".").metadata() {
-        Err(error) => refused(&complaint::strerror(&error)),
-        Ok(_) if path.is_dir() => refused("Is a directory"),
+    match pending::destination_of(path) {
+        Err(error) => refused(&error),
+        Ok((_, Some(found))) if found.is_dir() => refused(&Errno::EISDIR.into()),
+        Ok((path, None)) => match access(folder_of(&path), AccessFlags::W_OK | AccessFlags::X_OK) {
+            Err(error) => refused(&error.into()),
+            Ok(()) => Ok(()),
+        },
+        Ok((_, Some(found))) if found.file_type().is_char_device() => {
+            Err("Cannot grow device files".to_owned())
+        }
+        Ok((_, Some(found))) if !found.is_file() && !found.file_type().is_block_device() => {
+            Err("Could not resize file: Invalid argument".to_owned())
+        }
         Ok(_) => Ok(()),
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Why an image was not made.

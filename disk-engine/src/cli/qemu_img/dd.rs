@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use qcow2_format::CreateOptions;
 use qcow2_format::image::Preallocation;
 
-use super::create::{check_folder, destination, not_made, target};
+use super::create::{MODE, check_folder, destination, not_made, target};
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::image::Naming;
 use super::number::{self, SIZE_MAX};
 use super::opts::Target;
-use super::{Outcome, Stop, complaint, next_option, tell};
+use super::{Outcome, Stop, complaint, device, next_option, tell};
 use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::ops::convert::{
     Below, ConvertOptions, ConvertSource, ConvertTarget, DiskSpec, TargetFormat, convert,
@@ -108,11 +108,22 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         offset: start.min(end),
         length: Some(length),
         size: Some(whole_sectors(length)),
-        existing: Existing::Replace,
+        existing: Existing::Overwrite,
+        mode: MODE,
         ..ConvertOptions::new(match made {
             Target::Raw => TargetFormat::Raw { preallocation: Preallocation::Off },
             Target::Qcow2 => TargetFormat::Qcow2(CreateOptions::new(whole_sectors(length))),
         })
+    };
+    let device = match made {
+        Target::Raw => {
+            device::taking(&path, whole_sectors(length), Preallocation::Off).map_err(creating)?
+        }
+        Target::Qcow2 => None,
+    };
+    let options = match device {
+        Some(_) => ConvertOptions { into_existing: true, size: None, ..options },
+        None => options,
     };
     let copied = convert(ConvertSource::Images(vec![spec]), ConvertTarget::File(&path), &options);
     copied.map(|_| 0).map_err(|error| {

@@ -23,6 +23,7 @@ mod complaint;
 mod convert;
 mod create;
 mod dd;
+mod device;
 mod getopt;
 mod help;
 mod image;

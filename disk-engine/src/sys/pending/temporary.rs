@@ -14,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{Existing, FileMode, split};
+use super::{Existing, FileMode, link_unnamed, split};
 use crate::error::{Error, Result};
 use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::{open, random};
@@ -74,6 +74,30 @@ impl Temporary {
         }
     }
 
+    /// Gives a file without a name one in `folder`, locked; `name` makes it from sixteen random digits.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; the file has no name then.
+    pub(super) fn of_unnamed(
+        file: File,
+        folder: &Path,
+        name: impl Fn(&str) -> OsString,
+    ) -> io::Result<Self> {
+        // Nobody else has it yet.
+        let lock = FileLock::acquire(file)?;
+        loop {
+            let path = folder.join(name(&random::hex64()?));
+            match link_unnamed(lock.file(), &path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => {
+                    outcome?;
+                    return Ok(Self { lock, path, owner: std::process::id(), keep: false });
+                }
+            }
+        }
+    }
+
     /// The file to write to, open for reading and writing.
     pub(crate) fn file(&self) -> &File {
         self.lock.file()
@@ -91,7 +115,7 @@ impl Temporary {
     /// What the system says; nothing is left of the file then.
     pub(crate) fn publish(mut self, destination: &Path, existing: Existing) -> io::Result<()> {
         match existing {
-            Existing::Replace => {
+            Existing::Replace | Existing::Overwrite => {
                 fs::rename(&self.path, destination)?;
                 self.keep = true;
             }

@@ -1,0 +1,251 @@
+//! Where the qemu-img door puts a disk, beside where the real one does: over files with owners, modes
+//! and other names, through links, onto devices.
+//!
+//! ```text
+//! a folder of cases ─┬─▶ qemu-img WORDS ─▶ code, messages, what is there ─┐
+//! made anew for each └─▶ door     WORDS ─▶ code, messages, what is there ─┴─ equal
+//! ```
+//!
+//! A privileged caller may do anything, so that one takes another user's place for it.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::unistd::geteuid;
+use testkit::device::Device;
+use testkit::qemu::img;
+use testkit::tool::{available, memory_folder};
+
+/// Somebody without privileges.
+const NOBODY: u32 = 65534;
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// The cases, made by whoever runs this and worked on by nobody.
+fn make(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    set_mode(folder, 0o777);
+    let file = |name: &str, mode: u32| {
+        let path = folder.join(name);
+        fs::write(&path, b"what stood there").unwrap();
+        set_mode(&path, mode);
+    };
+    fs::write(folder.join("src.raw"), [vec![b'x'; 65536], vec![0; 65536]].concat()).unwrap();
+    set_mode(&folder.join("src.raw"), 0o644);
+    file("read-only", 0o444);
+    file("hidden", 0o400);
+    file("writable", 0o666);
+    file("odd", 0o626);
+    file("linked", 0o666);
+    fs::hard_link(folder.join("linked"), folder.join("other name")).unwrap();
+    for (name, mode) in [("own", 0o600), ("own linked", 0o640)] {
+        file(name, mode);
+        if geteuid().is_root() {
+            chown(folder.join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    fs::hard_link(folder.join("own linked"), folder.join("own other name")).unwrap();
+    fs::create_dir(folder.join("closed")).unwrap();
+    file("closed/there", 0o666);
+    set_mode(&folder.join("closed"), 0o555);
+    symlink("writable", folder.join("link")).unwrap();
+    symlink("made", folder.join("dangling")).unwrap();
+    symlink("dangling", folder.join("twice")).unwrap();
+    symlink("absent/made", folder.join("nowhere")).unwrap();
+    symlink("absent/", folder.join("folder")).unwrap();
+    symlink("loop", folder.join("loop")).unwrap();
+    nix::unistd::mkfifo(&folder.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    set_mode(&folder.join("fifo"), 0o666);
+}
+
+const TARGETS: &[&str] = &[
+    "new",
+    "read-only",
+    "hidden",
+    "writable",
+    "odd",
+    "linked",
+    "own",
+    "own linked",
+    "closed/there",
+    "closed/new",
+    "closed",
+    "link",
+    "dangling",
+    "twice",
+    "nowhere",
+    "folder",
+    "loop",
+    "fifo",
+    "/dev/null",
+];
+
+/// What is at every name of the folder, and the disk in what was made.
+fn state(folder: &Path, target: &str) -> Vec<String> {
+    let mut told = Vec::new();
+    for name in ["", "closed"] {
+        for entry in fs::read_dir(folder.join(name)).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            let length = if metadata.is_dir() { 0 } else { metadata.len() };
+            told.push(format!(
+                "{name}/{}: {:?} {:o} {} {} links={} {length}",
+                entry.file_name().display(),
+                metadata.file_type(),
+                metadata.mode(),
+                metadata.uid(),
+                metadata.gid(),
+                metadata.nlink(),
+            ));
+        }
+    }
+    told.sort();
+    let path = folder.join(target);
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+        let same =
+            img(["compare", path.to_str().unwrap(), folder.join("src.raw").to_str().unwrap()]);
+        told.push(format!("{:?} {}", same.status.code(), same.stdout));
+    }
+    told
+}
+
+fn ask(program: &Path, words: &[&str], folder: &Path) -> (Option<i32>, String, String) {
+    let mut command = Command::new(program);
+    command.args(words).current_dir(folder).stdin(Stdio::null());
+    if geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_target_keeps_who_may_have_it() {
+    if !available("targets of the door", &["qemu-img"]) {
+        return;
+    }
+    let place = memory_folder();
+    set_mode(place.path(), 0o755);
+    // Nobody may be kept out of the folder that it was built in.
+    let door = place.path().join("qemu-img");
+    fs::copy(env!("CARGO_BIN_EXE_engine"), &door).unwrap();
+    let mut compared = 0;
+    for command in ["create", "convert", "dd"] {
+        for format in ["raw", "qcow2"] {
+            for &target in TARGETS {
+                // A device has no first cluster of an image: qemu-img says so in the words of a read.
+                if target == "/dev/null" && format == "qcow2" {
+                    continue;
+                }
+                let of = format!("of={target}");
+                let words = match command {
+                    "create" => vec!["create", "-q", "-f", format, target, "1M"],
+                    "convert" => vec!["convert", "-O", format, "src.raw", target],
+                    _ => vec!["dd", "-O", format, "if=src.raw", "bs=64k", "count=1", &of],
+                };
+                let [theirs, ours] = ["theirs", "ours"].map(|name| {
+                    let folder = place.path().join(name);
+                    make(&folder);
+                    let program =
+                        if name == "ours" { door.as_path() } else { Path::new("qemu-img") };
+                    let answer = ask(program, &words, &folder);
+                    let state = state(&folder, target);
+                    set_mode(&folder.join("closed"), 0o755);
+                    fs::remove_dir_all(&folder).unwrap();
+                    (answer, state)
+                });
+                assert_eq!(ours, theirs, "{words:?}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= 100, "{compared}");
+}
+
+/// Command lines for a device, `@`, of 8 MiB with something on it.
+const DEVICE_LINES: &[&str] = &[
+    "create -f raw @ 1M",
+    "create -f raw @ 8M",
+    "create -f raw @ 9M",
+    "create -f raw -o preallocation=full @ 1M",
+    "convert -O raw src.raw @",
+    "convert -S 0 -O raw src.raw @",
+    "convert -O raw big.raw @",
+    "convert -O raw -o preallocation=falloc src.raw @",
+    "convert -n -O raw src.raw @",
+    "convert -n -f raw -O raw big.raw @",
+    "convert -f raw -O raw @ x.raw",
+    "convert -f raw -O qcow2 @ x.qcow2",
+    "convert -c -f raw -O qcow2 @ x.qcow2",
+    "dd if=src.raw of=@",
+    "dd if=src.raw of=@ bs=4k count=2 skip=1",
+    "dd if=big.raw of=@",
+    "dd -f raw if=@ of=x.raw bs=64k count=3",
+    "info -f raw @",
+    "info --output=json -f raw @",
+    "map -f raw @",
+    "map --output=json -f raw @",
+    "measure -f raw -O qcow2 @",
+    "compare -f raw -F raw @ content",
+    "compare -f raw -F raw src.raw @",
+];
+
+#[test]
+fn devices_are_read_and_written_as_they_are() {
+    let what = "devices as sources and targets of the door";
+    if !available(what, &["qemu-img"]) {
+        return;
+    }
+    let place = memory_folder();
+    let folder = place.path();
+    let door = folder.join("qemu-img");
+    symlink(env!("CARGO_BIN_EXE_engine"), &door).unwrap();
+    let content: Vec<u8> =
+        (0..8 << 20_u32).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(folder.join("content"), &content).unwrap();
+    fs::write(folder.join("src.raw"), [vec![b'x'; 65536], vec![0; 65536]].concat()).unwrap();
+    File::create(folder.join("big.raw")).unwrap().set_len(9 << 20).unwrap();
+    for line in DEVICE_LINES {
+        let [theirs, ours] = ["qemu-img", door.to_str().unwrap()].map(|program| {
+            fs::write(folder.join("device"), &content).unwrap();
+            let device = Device::over(&folder.join("device"), what)?;
+            let name = device.path().to_str().unwrap();
+            let line = line.replace('@', name);
+            let output = Command::new(program)
+                .args(line.split(' '))
+                .current_dir(folder)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(name, "@");
+            let said = (output.status.code(), text(&output.stdout), text(&output.stderr));
+            assert!(fs::metadata(name).unwrap().file_type().is_block_device());
+            let mut state = vec![fs::read(name).unwrap()];
+            drop(device);
+            for made in ["x.raw", "x.qcow2"] {
+                let Ok(bytes) = fs::read(folder.join(made)) else { continue };
+                if made == "x.qcow2" {
+                    img(["check", "-q", folder.join(made).to_str().unwrap()]).expect_success();
+                    let flat = folder.join("flat");
+                    let [from, to] = [folder.join(made), flat.clone()]
+                        .map(|path| path.to_str().unwrap().to_owned());
+                    img(["convert", "-O", "raw", &from, &to]).expect_success();
+                    state.push(fs::read(&flat).unwrap());
+                } else {
+                    state.push(bytes);
+                }
+                fs::remove_file(folder.join(made)).unwrap();
+            }
+            Some((said, state))
+        });
+        let (Some(theirs), Some(ours)) = (theirs, ours) else { return };
+        assert_eq!(ours.0, theirs.0, "{line}");
+        assert!(ours.1 == theirs.1, "{line}: other bytes");
+    }
+}
