@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use nix::sys::resource::{Resource, setrlimit};
 use proptest::prelude::*;
 use testkit::convert_lab::{Lab, scatter};
+use testkit::qemu;
 use testkit::random::Random;
 use testkit::sweep::Sweep;
 use testkit::tool::tell;
@@ -278,6 +279,25 @@ fn onto_a_backing_file_goes_what_differs_and_nothing_else() {
 }
 
 #[test]
+fn nothing_of_the_backing_file_shows_behind_an_odd_end() {
+    let lab = lab();
+    fs::write(lab.path("base"), [b'B'; 100_000]).unwrap();
+    for (size, byte) in [(27_988, b'B'), (27_988, b'A'), (65_537, b'B'), (1, 0), (65_536 + 4100, 0)]
+    {
+        // The same as below up to its end, other data, zeros.
+        fs::write(lab.path("raw"), vec![byte; size]).unwrap();
+        for shape in SHAPES {
+            for more in [&[][..], &["-c"]] {
+                let words =
+                    ["--force", "-f", "raw", "-O", "qcow2", "-B", "base", "-F", "raw", "-o", shape];
+                lab.convert(&[&words[..], more, &["raw", "image"]].concat());
+                lab.judge("raw", "image", &format!("{size} {byte} {shape} {more:?}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn snapshots_are_sources() {
     let lab = with_disk("snapshots");
     lab.qemu(&["convert", "-O", "qcow2", "raw", "image"]);
@@ -343,6 +363,22 @@ fn into_a_disk_that_is_there() {
     let mut expected = lab.read("raw");
     expected.copy_within(1 << 20..(1 << 20) + 100_000, 4097);
     assert!(lab.read("zeros") == expected);
+    // Of a disk that ends within a sector qemu-img writes the whole sector; ours writes the disk.
+    fs::write(lab.path("odd"), [b'A'; 1000]).unwrap();
+    lab.qemu(&["create", "-q", "-f", "qcow2", "image", "4k"]);
+    for program in [&["convert"][..], &["qemu-img", "convert"]] {
+        assert!(
+            qemu::io(["-c", "write -q -P 0xdc 0 4k", lab.path("image").to_str().unwrap()])
+                .status
+                .success()
+        );
+        let words = [program, &["-n", "-f", "raw", "-O", "qcow2", "odd", "image"]].concat();
+        assert!(lab.engine().args(&words).output().unwrap().status.success(), "{words:?}");
+        lab.qemu(&["convert", "-O", "raw", "image", "flat"]);
+        let rest = if program.len() > 1 { 0 } else { 0xdc };
+        let expected = [vec![b'A'; 1000], vec![rest; 24], vec![0xdc; 3072]].concat();
+        assert!(lab.read("flat") == expected, "{words:?}");
+    }
     // Too small, and then nothing was written.
     File::create(lab.path("small")).unwrap().set_len(size - 512).unwrap();
     assert_eq!(lab.refused(&["-n", "raw", "small"]).0, "invalid-input");

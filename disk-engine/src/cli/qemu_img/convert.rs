@@ -181,6 +181,8 @@ impl Asked {
         };
         let options = ConvertOptions {
             into_existing: true,
+            // In whole sectors, as what is read.
+            size: Some(size),
             target: WritableDiskOptions { disk: named.disk(), ..WritableDiskOptions::default() },
             ..ConvertOptions::new(format)
         };
@@ -251,7 +253,7 @@ impl Asked {
         if let TargetFormat::Raw { preallocation } = options.format
             && device::taking(&path, size, preallocation).map_err(refused)?.is_some()
         {
-            options = ConvertOptions { into_existing: true, size: None, ..options };
+            options.into_existing = true;
         }
         if let Some(backing) = &backing {
             options.below = Some(below(&path, &shown, backing, asked.text("backing_fmt"))?);

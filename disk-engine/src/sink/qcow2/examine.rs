@@ -25,6 +25,7 @@ use crate::source::input;
 /// Bytes of a chunk, unless a cluster is larger.
 const CHUNK: usize = 256 << 10;
 const GRAIN: usize = 4096;
+const SECTOR: usize = 512;
 
 /// How clusters are examined.
 pub(crate) struct Rules<'a> {
@@ -130,8 +131,9 @@ impl Examiner {
         Ok(examined)
     }
 
-    /// Reads what lies below a chunk's data; behind its end are zeros, and what lies behind the data
-    /// is zeros below, too, or behind the disk.
+    /// Reads what lies below a chunk's data; behind its end are zeros, and what lies behind the data's
+    /// last sector is zeros below, too, or behind the disk: that ends with a sector, if its source does
+    /// not.
     fn read_below(&mut self, rules: &Rules<'_>, chunk: &Chunk) -> Result<()> {
         let Some(below) = rules.below else { return Ok(()) };
         if self.below.len() != rules.chunk {
@@ -139,7 +141,8 @@ impl Examiner {
         }
         let there = below.size().saturating_sub(chunk.start());
         let there = usize::try_from(there).unwrap_or(usize::MAX);
-        let there = there.min(chunk.data_end()).min(self.below.len());
+        let data_end = chunk.data_end().next_multiple_of(SECTOR);
+        let there = there.min(data_end).min(self.below.len());
         let (there, beyond) = self.below.split_at_mut(there);
         beyond.fill(0);
         if there.is_empty() { Ok(()) } else { below.read_at(there, chunk.start()) }
