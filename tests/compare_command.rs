@@ -94,6 +94,27 @@ fn make(
     "qcow2"
 }
 
+/// With however few threads, what is compared is the same.
+#[test]
+fn threads_that_cannot_be_had_are_done_without() {
+    if !testkit::tool::available("comparing without threads", &["strace"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (name, byte) in [("one", 1), ("same", 1), ("other", 2)] {
+        fs::write(folder.path().join(name), vec![byte; 3 << 20]).unwrap();
+    }
+    for (second, code) in [("same", 0), ("other", 1)] {
+        for command in [&["compare"][..], &["qemu-img", "compare"]] {
+            let inject = ["-f", "-o", "/dev/null", "-e", "inject=clone3,clone:error=EAGAIN"];
+            let words = ["-f", "raw", "-F", "raw", "one", second];
+            let words = [&inject[..], &[ENGINE], command, &words].concat();
+            let output = run(folder.path(), "strace", &words);
+            assert_eq!(output.status.code(), Some(code), "{command:?} {output:?}");
+        }
+    }
+}
+
 #[test]
 fn two_disks_are_compared_as_qemu_img_compares_them() {
     if !available("comparisons of disks beside qemu-img", &["qemu-img", "qemu-io"]) {

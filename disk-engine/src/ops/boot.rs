@@ -96,8 +96,8 @@ pub fn boot(disk: &Disk, options: &BootOptions) -> Result<BootReport> {
             .spawn()
             .map_err(cannot_start)?,
     );
-    let serial = listen(child.0.stdout.take());
-    let complaints = listen(child.0.stderr.take());
+    let serial = listen(child.0.stdout.take())?;
+    let complaints = listen(child.0.stderr.take())?;
     let status = child.wait(started + options.timeout, &options.cancel)?;
     // The pipes are closed now, so the readers end.
     let serial = serial.join().unwrap_or_default();
@@ -158,15 +158,16 @@ fn cannot_start(error: io::Error) -> Error {
 }
 
 /// Reads to the end on a thread of its own, so that the child never waits for a reader.
-fn listen(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
+fn listen(stream: Option<impl Read + Send + 'static>) -> Result<thread::JoinHandle<Vec<u8>>> {
+    let listening = thread::Builder::new().name("listener".into()).spawn(move || {
         let mut kept = Vec::new();
         let Some(mut stream) = stream else { return kept };
         // A broken pipe is the end, too.
         let _ = stream.by_ref().take(SERIAL_MAX as u64).read_to_end(&mut kept);
         let _ = io::copy(&mut stream, &mut io::sink());
         kept
-    })
+    });
+    listening.map_err(|error| Error::io("start a thread for", QEMU, error))
 }
 
 /// A child that does not outlive its owner.
