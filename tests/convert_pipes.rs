@@ -148,6 +148,18 @@ fn a_stream_that_ends_early_is_an_error_and_no_file() {
         assert!(!lab.path("again").exists(), "{cut}");
     }
     assert_eq!(lab.names(), ["cut", "image", "raw"]);
+    // Of a disk that ends within a cluster, no more is to spare.
+    let noise: Vec<u8> = (0..200_003).flat_map(|_| (random.word() | 1).to_be_bytes()).collect();
+    fs::write(lab.path("raw"), &noise[..1_500_160]).unwrap();
+    lab.qemu(&["convert", "-f", "raw", "-O", "qcow2", "raw", "image"]);
+    let whole = lab.read("image");
+    for cut in [65_536, 65_537, 70_000, 131_071, 131_072] {
+        fs::write(lab.path("cut"), &whole[..whole.len() - cut]).unwrap();
+        let output = piped(&lab, &["-f", "qcow2", "-", "again"], Some("cut"));
+        assert_eq!(output.status.code(), Some(3), "{cut} bytes less");
+        assert_eq!(lab.refused(&["-f", "qcow2", "cut", "again"]).0, "corrupt", "{cut} bytes less");
+        assert!(!lab.path("again").exists(), "{cut}");
+    }
 }
 
 #[test]

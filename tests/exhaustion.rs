@@ -346,6 +346,7 @@ fn no_threads() {
             "pack_one_frame",
             "pack_frames",
             "prepare_from_nothing",
+            "convert_to_qcow2",
         ]
         .contains(&scenario.name)
         {

@@ -168,6 +168,41 @@ fn a_target_keeps_who_may_have_it() {
     assert!(compared >= 100, "{compared}");
 }
 
+#[test]
+fn names_are_bytes() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    if !available("names of the door", &["qemu-img"]) {
+        return;
+    }
+    let place = memory_folder();
+    let door = place.path().join("qemu-img");
+    symlink(env!("CARGO_BIN_EXE_engine"), &door).unwrap();
+    let source = OsStr::from_bytes(b"\xff\xfe source.raw");
+    fs::write(place.path().join(source), [b'x'; 65536]).unwrap();
+    let name = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let word = |text: &str| OsStr::new(text).to_owned();
+    for words in [
+        vec![word("convert"), word("-O"), word("qcow2"), source.to_owned(), name(b"\xfd")],
+        vec![
+            word("dd"),
+            word("-O"),
+            word("qcow2"),
+            name(b"if=\xff\xfe source.raw"),
+            name(b"of=\xfd"),
+        ],
+    ] {
+        let status = Command::new(&door).args(&words).current_dir(place.path()).status().unwrap();
+        assert!(status.success(), "{words:?}");
+        let [made, source] =
+            [OsStr::from_bytes(b"\xfd"), source].map(|name| place.path().join(name));
+        let same = img([OsStr::new("compare"), made.as_os_str(), source.as_os_str()]);
+        assert_eq!(same.status.code(), Some(0), "{words:?}: {same:?}");
+        fs::remove_file(made).unwrap();
+    }
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 2);
+}
+
 /// Command lines for a device, `@`, of 8 MiB with something on it.
 const DEVICE_LINES: &[&str] = &[
     "create -f raw @ 1M",

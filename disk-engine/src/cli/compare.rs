@@ -9,7 +9,7 @@ use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress};
 use crate::disk::chain::probe_top;
-use crate::disk::{DiskOptions, Locking};
+use crate::disk::{DiskOptions, Locking, PastEnd};
 use crate::error::Result;
 use crate::ops::compare::{CompareOptions, CompareReport, Difference, Step, compare};
 
@@ -63,6 +63,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<ExitCode> {
         policy: arguments.follow.policy(),
         data_files: arguments.follow.data_files(),
         locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
+        past_end: PastEnd::Fails,
         ..DiskOptions::default()
     };
     let (control, drawing) = progress::draw(output);

@@ -21,7 +21,7 @@ use crate::cli::source::SourceOptions;
 use crate::cli::{Output, options, progress, size};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::plain_path;
-use crate::disk::{Disk, DiskOptions, Locking, WritableDiskOptions};
+use crate::disk::{Disk, DiskOptions, Locking, PastEnd, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
     Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
@@ -140,6 +140,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         policy: arguments.follow.policy(),
         data_files: arguments.follow.data_files(),
         locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
+        past_end: PastEnd::Fails,
         ..DiskOptions::default()
     };
     let source = source(&arguments, &disk)?;

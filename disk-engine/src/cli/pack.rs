@@ -14,7 +14,7 @@ use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::BackingPolicy;
-use crate::disk::{Disk, DiskOptions, Locking};
+use crate::disk::{Disk, DiskOptions, Locking, PastEnd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::{PackOptions, PackReport, pack, pack_into};
 use crate::sys::open::is_same_file;
@@ -107,8 +107,13 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         BackingPolicy::Beneath(arguments.allow)
     };
     let locking = if arguments.force_share { Locking::Shared } else { Locking::Auto };
-    let disk =
-        DiskOptions { policy, snapshot: arguments.snapshot, locking, ..DiskOptions::default() };
+    let disk = DiskOptions {
+        policy,
+        snapshot: arguments.snapshot,
+        locking,
+        past_end: PastEnd::Fails,
+        ..DiskOptions::default()
+    };
     let (control, drawing) = progress::draw(output);
     let options = PackOptions {
         format,

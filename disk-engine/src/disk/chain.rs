@@ -24,9 +24,10 @@ use qcow2_format::error::RequestError;
 use qcow2_format::{Header, ReadAt};
 
 use crate::base::BaseFormat;
+use crate::disk::foreign;
 use crate::disk::policy::BackingPolicy;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::image_file::ImageFile;
+use crate::sys::image_file::{EndsEarly, ImageFile};
 use crate::sys::image_lock::{Access, ImageLock, Locking};
 use crate::sys::space;
 
@@ -267,6 +268,13 @@ pub fn read_header(storage: &(impl ReadAt + ?Sized), path: &Path) -> Result<Head
 pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
     use qcow2_format::Error as Format;
     match error {
+        Format::Io { doing, offset, source } if is_past_end(&source) => {
+            Error::new(ErrorKind::Corrupt, doing)
+                .with_path(path)
+                .with_offset(offset)
+                .with_source(source)
+                .with_hint("check the image; what is left of it can be salvaged")
+        }
         Format::Io { doing, offset, source } => Error::io(doing, path, source).with_offset(offset),
         Format::Corrupt(field) => Error::new(ErrorKind::Corrupt, "not a valid qcow2 image")
             .with_path(path)
@@ -298,6 +306,10 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
         }
         other => Error::new(ErrorKind::Io, other.to_string()).with_path(path),
     }
+}
+
+fn is_past_end(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|source| source.is::<EndsEarly>())
 }
 
 /// Length in bytes of a regular file or a block device.
@@ -338,11 +350,20 @@ pub(crate) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 ///
 /// # Errors
 ///
-/// The file cannot be read.
+/// [`ErrorKind::Unsupported`] if it seems to be an image of another format; the file cannot be read.
 pub fn probe_top(path: &Path) -> Result<BaseFormat> {
-    let mut magic = [0; 4];
+    let mut start = [0; foreign::LENGTH];
     let count = open_top(path)?
-        .read_full_at(&mut magic, 0)
+        .read_full_at(&mut start, 0)
         .map_err(|error| Error::io("read the first bytes of", path, error))?;
-    Ok(if count == 4 && magic == QCOW2_MAGIC { BaseFormat::Qcow2 } else { BaseFormat::Raw })
+    let start = start.get(..count).unwrap_or_default();
+    match foreign::foreign_format(start) {
+        Some(name) => {
+            Err(Error::new(ErrorKind::Unsupported, format!("it is an image of the format {name}"))
+                .with_path(path)
+                .with_hint("convert it to qcow2 with qemu-img, or state that it is raw"))
+        }
+        None if start.starts_with(&QCOW2_MAGIC) => Ok(BaseFormat::Qcow2),
+        None => Ok(BaseFormat::Raw),
+    }
 }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::{Run, RunKind, WritableImage, ZeroMode};
-use qcow2_format::{GuestOffset, Header, HostOffset, Image};
+use qcow2_format::{GuestOffset, Header, HostOffset, Image, ReadAt};
 
 use crate::base::BaseFormat;
 use crate::disk::chain::from_format;
@@ -88,6 +88,15 @@ impl Layer {
         Ok(())
     }
 
+    /// Has clusters past the end of its file be errors, if it is read only.
+    pub(super) fn fail_past_end(&self) {
+        if let Content::Qcow2(image) = &self.content {
+            let cluster = image.header().geometry().cluster_bits.bytes();
+            image.storage().fail_past_end(cluster);
+            image.data_storage().fail_past_end(cluster);
+        }
+    }
+
     /// `run` of this image as far as it is one hole of the file, or none; and which of both.
     pub(super) fn hole(&self, run: Run) -> Result<(Run, bool)> {
         let (RunKind::Data { host }, Content::Qcow2(image), true) =
@@ -99,7 +108,15 @@ impl Layer {
         let data = sparse::next_data(file, host.to_u64())
             .map_err(|error| Error::io("look for holes in", &self.path, error))?;
         let (end, hole) = match data {
-            None => return Ok((run, true)),
+            None => {
+                // What is past the end is no hole: reading it tells.
+                let length = file.length();
+                let length =
+                    length.map_err(|error| Error::io("find the length of", &self.path, error))?;
+                let inside = length.saturating_sub(host.to_u64());
+                let length = if inside == 0 { run.length } else { run.length.min(inside) };
+                return Ok((Run { length, ..run }, inside > 0));
+            }
             Some(data) if data.start > host.to_u64() => (data.start, true),
             Some(data) => (data.end, false),
         };

@@ -81,6 +81,11 @@ impl Layers {
         std::iter::once(&mut self.top).chain(&mut self.below).try_for_each(Layer::look_for_holes)
     }
 
+    /// Has clusters past the end of a file be errors.
+    pub(super) fn fail_past_end(&self) {
+        std::iter::once(&self.top).chain(&self.below).for_each(Layer::fail_past_end);
+    }
+
     /// Size of the disk in bytes: the top's.
     pub(super) fn size(&self) -> u64 {
         self.size

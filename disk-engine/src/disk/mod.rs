@@ -3,6 +3,7 @@
 //! ```text
 //! policy    which of the names found inside an image may be opened at all
 //! chain     an image and everything it stands on, top first
+//! foreign   formats that are not read, told by their first bytes
 //! inspect   what an image says of itself, and nothing else
 //! content   what a disk holds, read anywhere
 //! pad       raw disks made even for direct I/O
@@ -20,6 +21,7 @@
 
 pub mod chain;
 pub mod content;
+pub(crate) mod foreign;
 pub mod inspect;
 mod layer;
 mod layers;
@@ -38,7 +40,7 @@ pub use content::{ContentRun, DiskContent, StoredRun};
 pub use inspect::inspect;
 pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
-pub use opened::{Disk, DiskFile, DiskOptions};
+pub use opened::{Disk, DiskFile, DiskOptions, PastEnd};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use raw::RawDisk;
 pub use status::BlockStatus;

@@ -52,8 +52,21 @@ pub struct DiskOptions {
     /// Whether the file of an image that was preallocated is asked for holes, which are zeros then, as
     /// `qemu-img` does. Telling whether it was takes a look at its refcounts.
     pub holes: bool,
+    /// What clusters are that lie past the end of an image's file.
+    pub past_end: PastEnd,
     /// Whether images and data files are locked, and who may use them meanwhile.
     pub locking: Locking,
+}
+
+/// What clusters are that lie past the end of the file they should lie in: the file was cut, or its
+/// tables are damaged. The rest of a cluster that is there in part is zeros in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PastEnd {
+    /// Zeros: what a guest reads there with QEMU.
+    #[default]
+    Zeros,
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt), so that nobody takes the disk for whole.
+    Fails,
 }
 
 impl Default for DiskOptions {
@@ -66,6 +79,7 @@ impl Default for DiskOptions {
             cluster_cache: 8 << 20,
             threads: None,
             holes: false,
+            past_end: PastEnd::Zeros,
             locking: Locking::Auto,
         }
     }

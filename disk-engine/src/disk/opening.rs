@@ -18,7 +18,7 @@ use crate::base::BaseFormat;
 use crate::disk::chain::{Chain, ChainImage, from_format, identity, locked};
 use crate::disk::layer::Layer;
 use crate::disk::layers::Layers;
-use crate::disk::opened::{DiskFile, DiskOptions};
+use crate::disk::opened::{DiskFile, DiskOptions, PastEnd};
 use crate::disk::policy::BackingPolicy;
 use crate::disk::raw::RawDisk;
 use crate::disk::raw_write::{RawWriting, WritableRaw};
@@ -176,6 +176,9 @@ fn layers(
         }
     };
     let mut layers = Layers::new(top, below);
+    if options.past_end == PastEnd::Fails {
+        layers.fail_past_end();
+    }
     if options.holes {
         layers.look_for_holes()?;
     }

@@ -14,6 +14,8 @@
 //! Anything else is the bare disk. Callers: `source::decompress` for the outside,
 //! `source::bare` and `source::tar` for the disk within.
 
+use crate::disk::chain::QCOW2_MAGIC;
+use crate::disk::foreign::foreign_format;
 use crate::source::limits::Defect;
 
 /// How a source is compressed.
@@ -78,7 +80,7 @@ fn refuse_foreign(start: &[u8]) -> Result<(), Defect> {
     const DECOMPRESS: &str = "zstd, gzip and xz are handled; recompress it";
     const UNPACK: &str = "tar is handled; repack it";
     const CONVERT: &str = "convert it to raw, as with qemu-img convert -O raw";
-    const KINDS: [(&[u8], &str, &str); 19] = [
+    const KINDS: [(&[u8], &str, &str); 13] = [
         (b"\x04\x22\x4d\x18", "lz4", DECOMPRESS),
         (b"\x02\x21\x4c\x18", "lz4 (legacy)", DECOMPRESS),
         (b"LZIP\x01", "lzip", DECOMPRESS),
@@ -91,14 +93,11 @@ fn refuse_foreign(start: &[u8]) -> Result<(), Defect> {
         (b"070701", "cpio", UNPACK),
         (b"070707", "cpio", UNPACK),
         (b"!<arch>\n", "ar", UNPACK),
-        (b"QFI\xfb", "qcow2", CONVERT),
-        (b"QED\0", "qed", CONVERT),
-        (b"KDMV", "vmdk", CONVERT),
-        (b"# Disk DescriptorFile", "vmdk", CONVERT),
-        (b"vhdxfile", "vhdx", CONVERT),
-        (b"conectix", "vhd", CONVERT),
-        (b"<<< Oracle VM VirtualBox Disk Image >>>", "vdi", CONVERT),
+        (&QCOW2_MAGIC, "qcow2", CONVERT),
     ];
+    if let Some(name) = foreign_format(start) {
+        return Err(foreign(name, CONVERT));
+    }
     match start {
         [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] if rest.starts_with(b"1AY&SY") => {
             return Err(foreign("bzip2", DECOMPRESS));

@@ -55,6 +55,18 @@ pub struct ImageFile {
     done: Mutex<u64>,
     /// What the flush that failed said; 0 while none has.
     lost: AtomicI32,
+    /// Bytes in multiples of which the file has to hold what is read of it; 0 if it need not.
+    whole: AtomicU64,
+}
+
+/// Why bytes are missing that a file was to hold.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the file ends at {length}, before what it was to hold: it was cut, or names what never was in it"
+)]
+pub struct EndsEarly {
+    /// Its length in bytes.
+    length: u64,
 }
 
 /// Why nothing more is written to a file.
@@ -77,7 +89,14 @@ impl ImageFile {
             asked: AtomicU64::new(0),
             done: Mutex::new(0),
             lost: AtomicI32::new(0),
+            whole: AtomicU64::new(0),
         }
+    }
+
+    /// From now on it is an error to read of a cluster of `size` bytes that begins past the end of the
+    /// file. The last one may be there in part: the rest of it is zeros, as for QEMU.
+    pub fn fail_past_end(&self, size: u64) {
+        self.whole.store(size, Ordering::Relaxed);
     }
 
     /// The file itself.
@@ -115,6 +134,19 @@ impl ImageFile {
                 Err(io::Error::new(source.kind(), FlushFailed { source }))
             }
         }
+    }
+
+    /// Fails if bytes before `end` are missing that have to be there.
+    fn check_end(&self, end: u64) -> io::Result<()> {
+        let whole = self.whole.load(Ordering::Relaxed);
+        if whole == 0 {
+            return Ok(());
+        }
+        let length = self.length()?;
+        if length.checked_next_multiple_of(whole).is_none_or(|last| end <= last) {
+            return Ok(());
+        }
+        Err(io::Error::new(ErrorKind::UnexpectedEof, EndsEarly { length }))
     }
 
     /// `fallocate`; `false` if this file cannot do that, which `cannot` then remembers.
@@ -169,7 +201,11 @@ impl ImageFile {
 
 impl ReadAt for ImageFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(self.file(), buffer, offset)
+        let count = FileExt::read_at(self.file(), buffer, offset)?;
+        if count < buffer.len() {
+            self.check_end(offset.saturating_add(buffer.len() as u64))?;
+        }
+        Ok(count)
     }
 
     fn length(&self) -> io::Result<u64> {

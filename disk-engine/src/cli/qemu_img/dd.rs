@@ -1,6 +1,7 @@
 //! `qemu-img dd`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use qcow2_format::CreateOptions;
 use qcow2_format::image::Preallocation;
@@ -41,13 +42,16 @@ struct Operands {
 
 impl Operands {
     fn set(&mut self, word: &OsString) -> Outcome<()> {
+        let bytes = word.as_bytes();
         let text = word.to_string_lossy();
         let Some((name, value)) = text.split_once('=') else {
             return Err(Stop::said(format!("unrecognized operand {text}")));
         };
+        // Names of files are bytes.
+        let file = || bytes.get(3..).map(|name| OsStr::from_bytes(name).to_owned());
         match name {
-            "if" => self.input = Some(OsString::from(value)),
-            "of" => self.output = Some(OsString::from(value)),
+            "if" => self.input = file(),
+            "of" => self.output = file(),
             "bs" => self.block = Some(number::bounded(value, "bs", 1, BLOCK_MAX)?),
             "count" => self.count = Some(number::bounded(value, "count", 0, SIZE_MAX)?),
             "skip" => self.skip = Some(number::bounded(value, "skip", 0, SIZE_MAX)?),

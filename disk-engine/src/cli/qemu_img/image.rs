@@ -22,25 +22,12 @@ use super::stated::Stated;
 use super::{NAME, Outcome, Stop, complaint, tell};
 use crate::base::BaseFormat;
 use crate::disk::chain::DEPTH_MAX;
+use crate::disk::foreign::foreign_format;
 use crate::disk::policy::BackingPolicy;
 use crate::disk::{Disk, DiskOptions, Locking, inspect};
 
-/// Formats of QEMU's that are not read here, by the bytes that they begin with.
-const FOREIGN: &[(&[u8], &str)] = &[
-    (b"KDMV", "vmdk"),
-    (b"COWD", "vmdk"),
-    (b"# Disk DescriptorFile", "vmdk"),
-    (b"QED\0", "qed"),
-    (b"QFI\xfb\0\0\0\x01", "qcow"),
-    (b"vhdxfile", "vhdx"),
-    (b"conectix", "vpc"),
-    (b"WithoutFreeSpace", "parallels"),
-    (b"WithouFreSpacExt", "parallels"),
-    (b"LUKS\xba\xbe", "luks"),
-    (b"Bochs Virtual HD Image", "bochs"),
-];
-/// Where VDI images have their magic number, and that.
-const VDI: (usize, &[u8]) = (64, b"\x7f\x10\xda\xbe");
+/// What a disk encrypted as a whole begins with: to qemu-img a format, to others a disk's bytes.
+const LUKS: &[u8] = b"LUKS\xba\xbe";
 
 /// All formats and protocols that qemu-img has a name for.
 const DRIVERS: &[&str] = &[
@@ -258,10 +245,9 @@ pub(super) fn probe(path: &Path) -> Result<BaseFormat, String> {
     {
         return Ok(BaseFormat::Qcow2);
     }
-    let begins = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name);
-    let vdi = start.get(VDI.0..).is_some_and(|rest| rest.starts_with(VDI.1)).then_some("vdi");
+    let luks = start.starts_with(LUKS).then_some("luks");
     let dmg = path.extension().is_some_and(|end| end == "dmg").then_some("dmg");
-    match begins.or(vdi).or(dmg) {
+    match foreign_format(&start).or(luks).or(dmg) {
         Some(name) => Err(unsupported(name)),
         None => Ok(BaseFormat::Raw),
     }

@@ -20,7 +20,7 @@ use super::options::ConvertOptions;
 use super::spilled::Spilled;
 use crate::base::BaseFormat;
 use crate::disk::chain::{from_format, read_header};
-use crate::disk::{Disk, DiskFile, DiskOptions};
+use crate::disk::{Disk, DiskFile, DiskOptions, PastEnd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::extent::{DiskShape, Extent, ExtentSource};
 use crate::source::input;
@@ -108,6 +108,7 @@ pub(super) fn open(
     let how = DiskOptions {
         snapshot: snapshot.map(str::to_owned),
         threads: Some(1),
+        past_end: PastEnd::Fails,
         ..DiskOptions::default()
     };
     Disk::from_files([file], &how).map(|disk| Piped::Spilled(disk, kept))
@@ -279,10 +280,11 @@ impl ExtentSource for PipedImage {
                 self.more(rest)?
             };
             if got == 0 {
-                // Only the end of the last cluster may be missing, as in a file that ends there.
+                // Only a part of the last cluster may be missing, as in a file that ends there.
                 let cluster = self.image.header().geometry().cluster_bits.bytes();
-                let last = self.looked >= self.image.virtual_size();
-                if !last || self.current.end - at >= cluster {
+                let last_data = self.looked >= self.image.virtual_size();
+                let last_cluster = (self.current.end.saturating_sub(1) / cluster) * cluster;
+                if !last_data || at <= last_cluster {
                     return Err(self.cut());
                 }
                 rest.fill(0);
