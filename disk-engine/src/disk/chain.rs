@@ -309,7 +309,7 @@ pub(crate) fn from_format(error: qcow2_format::Error, path: &Path) -> Error {
 }
 
 fn is_past_end(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|source| source.is::<EndsEarly>())
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<EndsEarly>)
 }
 
 /// Length in bytes of a regular file or a block device.

@@ -65,7 +65,7 @@ pub enum PastEnd {
     /// Zeros: what a guest reads there with QEMU.
     #[default]
     Zeros,
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt), so that nobody takes the disk for whole.
+    /// [`crate::ErrorKind::Corrupt`], so that nobody takes the disk for whole.
     Fails,
 }
 
