@@ -9,7 +9,7 @@ use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress};
 use crate::disk::chain::probe_top;
-use crate::disk::{DiskOptions, Locking, PastEnd};
+use crate::disk::{DiskOptions, PastEnd};
 use crate::error::Result;
 use crate::ops::compare::{CompareOptions, CompareReport, Difference, Step, compare};
 
@@ -59,13 +59,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<ExitCode> {
             return Ok(code(Step::Open));
         }
     };
-    let disk = DiskOptions {
-        policy: arguments.follow.policy(),
-        data_files: arguments.follow.data_files(),
-        locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
-        past_end: PastEnd::Fails,
-        ..DiskOptions::default()
-    };
+    let disk = arguments.follow.disk(arguments.force_share);
+    let disk = DiskOptions { past_end: PastEnd::Fails, ..disk };
     let (control, drawing) = progress::draw(output);
     let options = CompareOptions {
         first: disk.clone(),

@@ -136,13 +136,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         return Err(usage("standard output is neither replaced, nor made durable, nor there")
             .with_hint("leave out --force, --durable and -n"));
     }
-    let disk = DiskOptions {
-        policy: arguments.follow.policy(),
-        data_files: arguments.follow.data_files(),
-        locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
-        past_end: PastEnd::Fails,
-        ..DiskOptions::default()
-    };
+    let disk = arguments.follow.disk(arguments.force_share);
+    let disk = DiskOptions { past_end: PastEnd::Fails, ..disk };
     let source = source(&arguments, &disk)?;
     let (control, drawing) = progress::draw(output);
     let mut options = options(&arguments, &disk)?;

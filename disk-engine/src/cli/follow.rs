@@ -1,10 +1,11 @@
 //! How far names found in images are followed, as options of a command.
 //!
-//! Callers: `convert`, `io`, `map`.
+//! Callers: `compare`, `convert`, `io`, `map`, `measure`.
 
 use std::path::PathBuf;
 
 use crate::disk::policy::BackingPolicy;
+use crate::disk::{DiskOptions, Locking};
 
 /// What an image names is opened beside or below the image, and where these options say.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,16 @@ impl Follow {
             BackingPolicy::Any
         } else {
             BackingPolicy::Beneath(self.allow.clone())
+        }
+    }
+
+    /// How a disk is opened that is looked at, with others that write to it if it is `shared`.
+    pub(crate) fn disk(&self, shared: bool) -> DiskOptions {
+        DiskOptions {
+            policy: self.policy(),
+            data_files: self.data_files(),
+            locking: if shared { Locking::Shared } else { Locking::Auto },
+            ..DiskOptions::default()
         }
     }
 

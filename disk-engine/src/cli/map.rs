@@ -9,8 +9,8 @@ use crate::cli::follow::Follow;
 use crate::cli::output::is_hidden;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, size};
+use crate::disk::DiskOptions;
 use crate::disk::chain::probe_top;
-use crate::disk::{DiskOptions, Locking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::map::{MapEntry, MapOptions, map};
 
@@ -53,13 +53,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
         Some(format) => format.into(),
         None => probe_top(&arguments.file)?,
     };
-    let disk = DiskOptions {
-        policy: arguments.follow.policy(),
-        data_files: arguments.follow.data_files(),
-        snapshot: arguments.snapshot,
-        locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
-        ..DiskOptions::default()
-    };
+    let disk = arguments.follow.disk(arguments.force_share);
+    let disk = DiskOptions { snapshot: arguments.snapshot, ..disk };
     let options = MapOptions { disk, start: arguments.start_offset, length: arguments.max_length };
     let form = if output.is_json() { Form::Json } else { arguments.form };
     let mut page = Page::new(io::stdout().lock(), form);

@@ -8,8 +8,8 @@ use crate::base::BaseFormat;
 use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::cli::{Output, options, size};
+use crate::disk::DiskOptions;
 use crate::disk::chain::{from_format, probe_top};
-use crate::disk::{DiskOptions, Locking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::measure::{MeasureReport, MeasureTarget, measure, measure_size};
 
@@ -53,13 +53,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
                 Some(format) => format.into(),
                 None => probe_top(&file)?,
             };
-            let disk = DiskOptions {
-                policy: arguments.follow.policy(),
-                data_files: arguments.follow.data_files(),
-                snapshot: arguments.snapshot,
-                locking: if arguments.force_share { Locking::Shared } else { Locking::Auto },
-                ..DiskOptions::default()
-            };
+            let disk = arguments.follow.disk(arguments.force_share);
+            let disk = DiskOptions { snapshot: arguments.snapshot, ..disk };
             measure(file, format, &disk, &target)?
         }
         (None, None) => {
