@@ -1,13 +1,13 @@
 //! `qemu-img compare`.
 
 use std::ffi::OsString;
-use std::sync::Mutex;
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::image::Naming;
+use super::progress::shown;
 use super::{Outcome, Stop, complaint, next_option, print};
 use crate::cli::compare::render;
-use crate::control::{Control, Event};
+use crate::control::Event;
 use crate::ops::compare::{CompareError, CompareOptions, Step, Which, compare};
 
 const KNOWN: &[Known] = &[
@@ -76,8 +76,11 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     (options.first, options.second) = (one.disk(), other.disk());
     if progress {
         print("    (0.00/100%)\r");
-        options.control = shown();
     }
+    options.control = shown(progress, |event| match event {
+        Event::Comparing { compared_bytes, total_bytes } => Some((*compared_bytes, *total_bytes)),
+        _ => None,
+    });
     let compared = compare((&one.path, one.format), (&other.path, other.format), &options);
     let outcome = match compared {
         Ok(report) => {
@@ -128,19 +131,4 @@ fn exit_code(step: Step) -> u8 {
         Step::Map => 3,
         Step::Read => 4,
     }
-}
-
-/// Progress as qemu-img draws it: on standard output, every two percent.
-fn shown() -> Control {
-    let drawn = Mutex::new(0.0);
-    Control::new().with_observer(move |event| {
-        let Event::Comparing { compared_bytes, total_bytes } = event else { return };
-        #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
-        let percent = *compared_bytes as f64 * 100.0 / (*total_bytes).max(1) as f64;
-        let mut drawn = drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if percent >= *drawn + 2.0 {
-            *drawn = percent;
-            print(&format!("    ({percent:.2}/100%)\r"));
-        }
-    })
 }

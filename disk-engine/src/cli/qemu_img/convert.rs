@@ -21,9 +21,10 @@ use super::getopt::Words;
 use super::image::{Named, Naming};
 use super::new_image;
 use super::opts::{self, Opts, Target};
+use super::progress::shown;
 use super::{Outcome, Stop, complaint, device, next_option, print, warn};
 use crate::base::BaseFormat;
-use crate::control::{Control, Event};
+use crate::control::Event;
 use crate::disk::sectors::whole_sectors;
 use crate::disk::{DiskOptions, WritableDiskOptions};
 use crate::error::Error;
@@ -111,9 +112,12 @@ impl Asked {
             options.durability = Durability::Full;
         }
         let progress = self.progress && !self.quiet;
-        if progress {
-            options.control = shown(size);
-        }
+        options.control = shown(progress, move |event| match event {
+            Event::Progress { source_bytes, source_length, .. } => {
+                Some((*source_bytes, source_length.unwrap_or(size)))
+            }
+            _ => None,
+        });
         let source = named.iter().map(|source| self.spec(source)).collect();
         let report = convert(ConvertSource::Images(source), ConvertTarget::File(&path), &options);
         let report = report.map_err(|error| failed(target, format, &options, &error))?;
@@ -302,20 +306,4 @@ fn failed(target: &OsStr, format: &str, options: &ConvertOptions, error: &Error)
             Stop::said(format!("error while reading at byte {at}: {cause}"))
         }
     }
-}
-
-/// Progress as qemu-img draws it, of a disk of `size` bytes.
-fn shown(size: u64) -> Control {
-    let drawn = std::sync::Mutex::new(0.0);
-    Control::new().with_observer(move |event| {
-        let Event::Progress { source_bytes, source_length, .. } = event else { return };
-        let whole = source_length.unwrap_or(size).max(1);
-        #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
-        let percent = *source_bytes as f64 * 100.0 / whole as f64;
-        let mut drawn = drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if percent >= *drawn + 2.0 && percent < 100.0 {
-            *drawn = percent;
-            print(&format!("    ({percent:.2}/100%)\r"));
-        }
-    })
 }

@@ -34,6 +34,7 @@ mod measure;
 mod new_image;
 mod number;
 mod opts;
+mod progress;
 mod stated;
 
 use std::ffi::{OsStr, OsString};
