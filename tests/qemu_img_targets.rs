@@ -222,6 +222,19 @@ const DEVICE_LINES: &[&str] = &[
     "dd if=src.raw of=@ bs=4k count=2 skip=1",
     "dd if=big.raw of=@",
     "dd -f raw if=@ of=x.raw bs=64k count=3",
+    "create -f qcow2 @ 1M",
+    "create -f qcow2 @ 1G",
+    "create -f qcow2 -o preallocation=metadata @ 4M",
+    "create -f qcow2 -o extended_l2=on -b content -F raw @",
+    "convert -O qcow2 src.raw @",
+    "convert -O qcow2 -S 0 src.raw @",
+    "convert -O qcow2 -o cluster_size=512 src.raw @",
+    "convert -O qcow2 -o preallocation=metadata,cluster_size=4k src.raw @",
+    "convert -O qcow2 -o extended_l2=on,cluster_size=16k src.raw @",
+    "convert -c -O qcow2 src.raw @",
+    "convert -c -O qcow2 -o compression_type=zstd content @",
+    "convert -O qcow2 -B content -F raw src.raw @",
+    "dd -O qcow2 if=src.raw of=@ bs=4k",
     "info -f raw @",
     "info --output=json -f raw @",
     "map -f raw @",
@@ -261,7 +274,33 @@ fn devices_are_read_and_written_as_they_are() {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(name, "@");
             let said = (output.status.code(), text(&output.stdout), text(&output.stderr));
             assert!(fs::metadata(name).unwrap().file_type().is_block_device());
-            let mut state = vec![fs::read(name).unwrap()];
+            // The clusters of an image may lie anywhere.
+            let made = ["create -f qcow2", "convert", "dd -O qcow2"];
+            let image = made.iter().any(|start| line.starts_with(start))
+                && line.contains("qcow2")
+                && !line.ends_with("x.qcow2");
+            let mut state = if image && output.status.success() {
+                img(["check", "-q", "-f", "qcow2", name]).expect_success();
+                let flat = folder.join("flat");
+                img(["convert", "-f", "qcow2", "-O", "raw", name, flat.to_str().unwrap()])
+                    .expect_success();
+                let said = img(["info", "--output=json", "-f", "qcow2", name]).expect_success();
+                let said = said.replace(name, "@");
+                let end = said.find("\"actual-size\"").unwrap_or(said.len());
+                let disk = fs::read(&flat).unwrap();
+                let preallocated = line.contains("preallocation");
+                // What stood on the device shows through clusters that qemu-img preallocates.
+                let zeros = disk.iter().all(|byte| *byte == 0);
+                assert!(
+                    zeros || !preallocated || program == "qemu-img" || line.starts_with("convert")
+                );
+                let disk = if preallocated && line.starts_with("create") { vec![] } else { disk };
+                vec![disk, said[..end].into()]
+            } else if image {
+                vec![]
+            } else {
+                vec![fs::read(name).unwrap()]
+            };
             drop(device);
             for made in ["x.raw", "x.qcow2"] {
                 let Ok(bytes) = fs::read(folder.join(made)) else { continue };
@@ -283,4 +322,46 @@ fn devices_are_read_and_written_as_they_are() {
         assert_eq!(ours.0, theirs.0, "{line}");
         assert!(ours.1 == theirs.1, "{line}: other bytes");
     }
+}
+
+/// What would leave an earlier user's bytes on a device, or cannot say where it ends.
+#[test]
+fn devices_take_images_and_raw_disks_only() {
+    let place = memory_folder();
+    let folder = place.path();
+    fs::write(folder.join("device"), vec![0xaa; 4 << 20]).unwrap();
+    let Some(device) = Device::over(&folder.join("device"), "targets of ours on devices") else {
+        return;
+    };
+    let name = device.path().to_str().unwrap();
+    fs::write(folder.join("base"), [vec![1; 65536], vec![0; 65536]].concat()).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        command.args(words).current_dir(folder).stdin(Stdio::null()).output().unwrap()
+    };
+    let before = fs::read(name).unwrap();
+    for words in [
+        &["extract", "--force", "base", name][..],
+        &["pack", "--force", "base", name],
+        &["convert", "-O", "archive", "--force", "base", name],
+        &["overlay", "--force", "base", name],
+        // Not unless asked.
+        &["convert", "base", name],
+        &["convert", "-O", "qcow2", "base", name],
+        &["create", name, "1M"],
+    ] {
+        let output = run(words);
+        assert!(!output.status.success(), "{words:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let refused = said.contains("only a regular file") || said.contains("is left as it is");
+        assert!(refused, "{words:?}: {said}");
+        assert!(fs::read(name).unwrap() == before, "{words:?}");
+    }
+    assert!(run(&["convert", "--force", "base", name]).status.success());
+    let after = fs::read(name).unwrap();
+    assert!(after[..131_072] == fs::read(folder.join("base")).unwrap());
+    assert!(after[131_072..] == before[131_072..]);
+    assert!(run(&["convert", "--force", "-O", "qcow2", "base", name]).status.success());
+    img(["check", "-q", "-f", "qcow2", name]).expect_success();
+    img(["compare", "-F", "raw", name, folder.join("base").to_str().unwrap()]).expect_success();
 }

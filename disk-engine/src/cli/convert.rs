@@ -66,9 +66,10 @@ pub(crate) struct Arguments {
     /// Leave copying to the kernel, even where that shares no storage: stored zeros stay data
     #[arg(short = 'C', long)]
     copy_offload: bool,
-    /// Leave out zeros of at least so many bytes in a row; 0 stores them all
-    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4k")]
-    sparse: u64,
+    /// Leave out zeros of at least so many bytes in a row; 0 stores them all [default: 4k, and
+    /// storage that can be shared with the source is not looked at]
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse)]
+    sparse: Option<u64>,
     /// Write into the target that is there, which keeps its shape
     #[arg(short = 'n', long)]
     into_existing: bool,
@@ -240,9 +241,13 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
         size: image.size,
         offset: arguments.offset,
         length: arguments.length,
-        offload: if arguments.copy_offload { CopyOffload::Copy } else { CopyOffload::Share },
+        offload: match (arguments.copy_offload, arguments.sparse) {
+            (true, _) => CopyOffload::Copy,
+            (false, None) => CopyOffload::Share,
+            (false, Some(_)) => CopyOffload::Off,
+        },
         compress: arguments.compress,
-        sparse: arguments.sparse,
+        sparse: arguments.sparse.unwrap_or(SPARSE),
         below,
         into_existing: arguments.into_existing,
         target_offset: arguments.target_offset,
@@ -260,6 +265,9 @@ fn options(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertOptions> 
         ..ConvertOptions::new(format)
     })
 }
+
+/// Zeros that are left out, in bytes in a row, unless the caller says otherwise.
+const SPARSE: u64 = 4096;
 
 /// What of `-o` a raw target has: only how much space is taken at once.
 fn raw_preallocation(image: &CreateOptions) -> Result<Preallocation> {

@@ -41,6 +41,7 @@ mod piped;
 mod spilled;
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -92,7 +93,10 @@ pub fn convert(
     let mut report = match target {
         ConvertTarget::File(path) => {
             refuse_same(&origin, options, path)?;
-            let outcome = if options.into_existing {
+            // A raw disk goes onto a device as into any disk that is there.
+            let onto_device =
+                matches!(options.format, TargetFormat::Raw { .. }) && is_block_device(path);
+            let outcome = if options.into_existing || onto_device {
                 existing::convert(origin, path, options)
             } else {
                 new::convert(origin, path, options)
@@ -118,6 +122,10 @@ fn refuse_same(origin: &Origin, options: &ConvertOptions, target: &Path) -> Resu
         .with_hint("choose another target"));
     }
     Ok(())
+}
+
+fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|target| target.file_type().is_block_device())
 }
 
 fn same(file: &Path, target: &Path) -> bool {

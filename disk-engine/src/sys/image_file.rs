@@ -31,6 +31,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio::pwritev;
 use qcow2_format::{ReadAt, WriteAt};
 
+use crate::sys::fresh::Fresh;
 use crate::sys::image_lock::ImageLock;
 
 /// Slices that one call takes: Linux's `UIO_MAXIOV`.
@@ -57,6 +58,8 @@ pub struct ImageFile {
     lost: AtomicI32,
     /// Bytes in multiples of which the file has to hold what is read of it; 0 if it need not.
     whole: AtomicU64,
+    /// How much of it is there, if it is a device that stands for a new file.
+    fresh: Option<Fresh>,
 }
 
 /// Why bytes are missing that a file was to hold.
@@ -90,7 +93,22 @@ impl ImageFile {
             done: Mutex::new(0),
             lost: AtomicI32::new(0),
             whole: AtomicU64::new(0),
+            fresh: None,
         }
+    }
+
+    /// The file of a new image: empty, also if it is a block device with something on it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn new_image(lock: ImageLock) -> io::Result<Self> {
+        let file = Self::new(lock);
+        let fresh = match file.is_device()? {
+            true => Some(Fresh::new(ReadAt::length(file.file())?)),
+            false => None,
+        };
+        Ok(Self { fresh, ..file })
     }
 
     /// From now on it is an error to read of a cluster of `size` bytes that begins past the end of the
@@ -118,6 +136,7 @@ impl ImageFile {
     /// What the system says.
     pub fn zero_in_place(&self, offset: u64, length: u64) -> io::Result<()> {
         self.intact()?;
+        self.reach(offset, length)?;
         let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
         if length >= HOLE_MIN && self.space(&self.cannot_zero, flags, offset, length)? {
             return Ok(());
@@ -176,6 +195,21 @@ impl ImageFile {
         }
     }
 
+    /// Makes room for `length` bytes at `offset`: in a file there always is.
+    fn reach(&self, offset: u64, length: u64) -> io::Result<()> {
+        let Some(fresh) = &self.fresh else { return Ok(()) };
+        let end = offset.checked_add(length).ok_or(Errno::ENOSPC)?;
+        fresh.reach(offset, end, |at, length| self.zeros(at, length))
+    }
+
+    /// Zeros of a range that is there.
+    fn zeros(&self, offset: u64, length: u64) -> io::Result<()> {
+        if length < HOLE_MIN || !self.punched(offset, length)? {
+            return self.written_zeros(offset, length);
+        }
+        Ok(())
+    }
+
     fn punched(&self, offset: u64, length: u64) -> io::Result<bool> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         self.space(&self.cannot_punch, flags, offset, length)
@@ -201,6 +235,10 @@ impl ImageFile {
 
 impl ReadAt for ImageFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let left = self.fresh.as_ref().map(|fresh| fresh.length().saturating_sub(offset));
+        let left = left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let count = left.min(buffer.len());
+        let buffer = buffer.get_mut(..count).unwrap_or_default();
         let count = FileExt::read_at(self.file(), buffer, offset)?;
         if count < buffer.len() {
             self.check_end(offset.saturating_add(buffer.len() as u64))?;
@@ -209,13 +247,17 @@ impl ReadAt for ImageFile {
     }
 
     fn length(&self) -> io::Result<u64> {
-        ReadAt::length(self.file())
+        match &self.fresh {
+            Some(fresh) => Ok(fresh.length()),
+            None => ReadAt::length(self.file()),
+        }
     }
 }
 
 impl WriteAt for ImageFile {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.intact()?;
+        self.reach(offset, data.len() as u64)?;
         FileExt::write_all_at(self.file(), data, offset)
     }
 
@@ -224,17 +266,20 @@ impl WriteAt for ImageFile {
             return WriteAt::write_all_at(self, part, offset);
         }
         self.intact()?;
+        let length = parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.len() as u64));
+        self.reach(offset, length)?;
         write_slices(parts, offset, |slices, at| pwritev(self.file(), slices, position(at)?))
     }
 
     fn write_zeros_at(&self, offset: u64, length: u64) -> io::Result<()> {
         self.intact()?;
+        self.reach(offset, length)?;
         if length < HOLE_MIN || !self.punched(offset, length)? {
             return self.written_zeros(offset, length);
         }
         // `punched` took both as signed numbers.
         let end = offset.saturating_add(length);
-        if end > self.length()? {
+        if self.fresh.is_none() && end > self.length()? {
             FileExt::write_all_at(self.file(), &[0], end - 1)?;
         }
         Ok(())
@@ -253,6 +298,11 @@ impl WriteAt for ImageFile {
         if length == 0 {
             return Ok(());
         }
+        if self.fresh.is_some() {
+            // A device has all its space; what is new is zeros.
+            let end = offset.checked_add(length).ok_or(Errno::ENOSPC)?;
+            return self.reach(end, 0);
+        }
         if self.space(&self.cannot_allocate, FallocateFlags::empty(), offset, length)? {
             return Ok(());
         }
@@ -262,6 +312,10 @@ impl WriteAt for ImageFile {
     /// A block device's length stays as it is; it can be asked for no more than that.
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.intact()?;
+        if let Some(fresh) = &self.fresh {
+            fresh.cut(length);
+            return self.reach(length, 0);
+        }
         if !self.is_device()? {
             return self.file().set_len(length);
         }

@@ -5,6 +5,7 @@
 //! copy      bytes from file to file inside the kernel
 //! fiemap    whether a file shares its storage
 //! file_system  what a file lies on: its name, its mount, its size
+//! fresh     a block device as a new file
 //! host      who and where we are: user, host, boot
 //! image_file  the file an image lies in: written, zeroed, punched, flushed
 //! image_lock  the byte ranges QEMU locks in an image it has open
@@ -18,13 +19,14 @@
 //! sparse    where a file has data and where it has holes
 //! space     what a file takes and what its file system has left
 //! random    names nobody else picks
-//! signal    a limit on file sizes as an error, not as an end
+//! signal    a limit on file sizes as an error, not as an end; who asks how far work is
 //! ```
 
 pub mod attribute;
 pub mod copy;
 pub mod fiemap;
 pub mod file_system;
+mod fresh;
 pub mod host;
 pub mod image_file;
 pub mod image_lock;

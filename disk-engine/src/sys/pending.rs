@@ -8,7 +8,8 @@
 //!            where there is no O_TMPFILE, or no /proc. A killed process leaves a file whose lock
 //!            is free: the next one that makes a file for this destination removes it (`sweep`)
 //! in place   destination, locked as QEMU locks it, cut to nothing ── write
-//!            Existing::Overwrite, where a new file could not pass for the old one
+//!            a block device, which nothing can replace; and Existing::Overwrite, where a new file
+//!            could not pass for the old one
 //! ```
 //!
 //! A temporary's age says nothing about it, only its lock does.
@@ -28,7 +29,7 @@ use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -119,6 +120,29 @@ impl PendingFile {
     /// [`ErrorKind::Busy`] if it is an image that a QEMU has open; [`ErrorKind::InvalidInput`] if
     /// the path names no file; otherwise what the system says.
     pub fn create(destination: &Path, existing: Existing, mode: FileMode) -> Result<Self> {
+        Self::start(destination, existing, mode, false)
+    }
+
+    /// As [`PendingFile::create`], or a block device that is there and may be written to: what it has
+    /// on it stays where nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// As [`PendingFile::create`].
+    pub fn create_or_device(
+        destination: &Path,
+        existing: Existing,
+        mode: FileMode,
+    ) -> Result<Self> {
+        Self::start(destination, existing, mode, true)
+    }
+
+    fn start(
+        destination: &Path,
+        existing: Existing,
+        mode: FileMode,
+        devices: bool,
+    ) -> Result<Self> {
         split(destination)?;
         let pending = |destination, form, _replaced| {
             Ok(Self { destination, existing, mode, form, _replaced })
@@ -131,13 +155,17 @@ impl PendingFile {
                 })?;
             return pending(destination.to_path_buf(), form, None);
         }
-        let (path, old) = resolve(destination)?;
+        let (path, old) = resolve(destination, devices)?;
         // What cannot be removed is in nobody's way.
         let _ = sweep(&path);
         let Some(old) = old else {
             return pending(path.clone(), new_form(&path, mode, || Ok(()))?, None);
         };
         let made = |mode| new_form(&path, mode, || Ok(()));
+        if old.file_type().is_block_device() {
+            let device = lock_to_write(&path, destination)?;
+            return pending(path, Form::InPlace(device), None);
+        }
         if existing == Existing::Replace {
             refuse_in_use(&path, destination)?;
             let form = made(FileMode::Masked(0o600))?;
@@ -190,7 +218,7 @@ impl PendingFile {
             synced =
                 Some(file.metadata().map_err(|error| Error::io("look at", destination, error))?);
         }
-        if self.existing == Existing::Replace {
+        if self.existing == Existing::Replace && !in_place {
             // A VM may have been started since.
             refuse_in_use(destination, destination)?;
         }
@@ -261,11 +289,13 @@ pub(crate) fn sync_folder(path: &Path) -> Result<()> {
 }
 
 /// Where `destination` leads, and the file there, if there is one.
-fn resolve(destination: &Path) -> Result<(PathBuf, Option<Metadata>)> {
+fn resolve(destination: &Path, devices: bool) -> Result<(PathBuf, Option<Metadata>)> {
     let found =
         destination_of(destination).map_err(|error| Error::io("resolve", destination, error))?;
     match &found {
-        (_, Some(metadata)) if !metadata.is_file() => {
+        (_, Some(metadata))
+            if !(metadata.is_file() || devices && metadata.file_type().is_block_device()) =>
+        {
             Err(Error::new(ErrorKind::InvalidInput, "only a regular file can be replaced")
                 .with_path(destination))
         }

@@ -107,7 +107,12 @@ impl Asked {
         options.existing = Existing::Overwrite;
         options.mode = create::MODE;
         options.target_is_zero = self.target_is_zero;
-        options.offload = if self.offload { CopyOffload::Copy } else { CopyOffload::Share };
+        options.offload = match (self.offload, self.sparse) {
+            (true, _) => CopyOffload::Copy,
+            (false, None) => CopyOffload::Share,
+            // Zeros are to be looked for.
+            (false, Some(_)) => CopyOffload::Off,
+        };
         if self.target_cache.as_deref().is_some_and(|mode| mode != "unsafe") {
             options.durability = Durability::Full;
         }

@@ -9,11 +9,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-
 use super::{print, tell};
 use crate::control::{Control, Event};
+use crate::sys::signal::ProgressRequests;
 
 /// Shows how far work is, of which `place` tells: how much is done, and of how much. Call it before
 /// there are threads.
@@ -21,7 +19,7 @@ pub(super) fn shown(
     drawn: bool,
     place: impl Fn(&Event) -> Option<(u64, u64)> + Send + Sync + 'static,
 ) -> Control {
-    let asked = if drawn { None } else { Asked::listen() };
+    let asked = if drawn { None } else { ProgressRequests::listen() };
     let last = Mutex::new(0.0);
     Control::new().with_observer(move |event| {
         let Some((done, whole)) = place(event) else { return };
@@ -33,32 +31,8 @@ pub(super) fn shown(
                 *last = percent;
                 print(&format!("    ({percent:.2}/100%)\r"));
             }
-        } else if asked.as_ref().is_some_and(Asked::again) {
+        } else if asked.as_ref().is_some_and(ProgressRequests::again) {
             tell(&format!("    ({percent:.2}/100%)\n"));
         }
     })
-}
-
-/// Whether somebody asks by a signal, which ends the process no more.
-struct Asked(SignalFd);
-
-impl Asked {
-    /// `None` where there is no descriptor for that: then the signal is left as it is.
-    fn listen() -> Option<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGUSR1);
-        let asked = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-        let asked = asked.ok()?;
-        signals.thread_block().ok()?;
-        Some(Self(asked))
-    }
-
-    /// Whether it was asked since the last time.
-    fn again(&self) -> bool {
-        let mut asked = false;
-        while let Ok(Some(_)) = self.0.read_signal() {
-            asked = true;
-        }
-        asked
-    }
 }

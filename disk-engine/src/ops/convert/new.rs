@@ -41,7 +41,15 @@ pub(super) fn convert(
     {
         return with_data_file(origin, path, image, options);
     }
-    let pending = PendingFile::create(path, options.existing, options.mode)?;
+    let pending = match options.format {
+        TargetFormat::Qcow2(_) => {
+            PendingFile::create_or_device(path, options.existing, options.mode)
+        }
+        // Nothing tells where they end but the end of their file, or what is not written has to be zeros.
+        TargetFormat::Archive(_) | TargetFormat::Raw { .. } => {
+            PendingFile::create(path, options.existing, options.mode)
+        }
+    }?;
     let report = match &options.format {
         TargetFormat::Archive(pack) => {
             archive::write(origin, &mut pending.file(), path, pack, options)

@@ -46,10 +46,12 @@ impl NewFiles {
             None => None,
             Some(name) => Some(data_file_path(path, name, header, options.existing)?),
         };
-        let image = PendingFile::create(path, options.existing, options.mode)?;
+        let image = PendingFile::create_or_device(path, options.existing, options.mode)?;
         let data = match data_path {
             None => None,
-            Some(path) => Some((PendingFile::create(&path, options.existing, options.mode)?, path)),
+            Some(path) => {
+                Some((PendingFile::create_or_device(&path, options.existing, options.mode)?, path))
+            }
         };
         Ok(Self { image, path: path.to_path_buf(), data, existing: options.existing })
     }
@@ -94,11 +96,11 @@ pub(super) fn storage_of(pending: &PendingFile, path: &Path) -> Result<ImageFile
     storage_in(pending.file(), path)
 }
 
-/// A file that nobody else has open, as it has no name yet, as a storage.
+/// A file that nobody else has open, as it has no name yet, or a block device, as an empty storage.
 pub(crate) fn storage_in(file: &fs::File, path: &Path) -> Result<ImageFile> {
     let file = file.try_clone();
     let file = file.map_err(|error| Error::io("duplicate the descriptor of", path, error))?;
-    Ok(ImageFile::new(ImageLock::none(file)))
+    ImageFile::new_image(ImageLock::none(file)).map_err(|error| Error::io("look at", path, error))
 }
 
 /// Where the data file of the image at `path` will be. What it would replace is looked at before
