@@ -211,6 +211,35 @@ pub fn read_by_qemu(path: &Path) -> Option<Vec<u8>> {
     output.status.success().then(|| std::fs::read(&raw).unwrap())
 }
 
+/// Where the clusters of the disk start, in bytes, that QEMU does not read; nothing if it does not open
+/// the image at `path`.
+///
+/// # Panics
+///
+/// `qemu-io` does not start.
+#[must_use]
+pub fn unreadable_by_qemu(path: &Path) -> Vec<u64> {
+    let Ok(header) = Header::read(&File::open(path).unwrap()) else { return Vec::new() };
+    let cluster = header.geometry().cluster_bits.bytes();
+    let starts = || (0..header.virtual_size()).step_by(cluster as usize);
+    let mut command = Command::new("timeout");
+    command.args(["20", "qemu-io", "-r", "-f", "qcow2"]);
+    for start in starts() {
+        let length = cluster.min(header.virtual_size() - start);
+        command.arg("-c").arg(format!("read {start} {length}"));
+    }
+    let output = command.arg(path).output().unwrap();
+    // One line for each, those of what was read with more behind.
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let answers: Vec<bool> = said
+        .lines()
+        .filter(|line| line.starts_with("read "))
+        .map(|line| line.starts_with("read failed"))
+        .collect();
+    assert!(answers.is_empty() || answers.len() == starts().count(), "{said}");
+    starts().zip(answers).filter(|(_, failed)| *failed).map(|(start, _)| start).collect()
+}
+
 /// So much of what was said that a failure can be read.
 fn shortened(words: &str) -> String {
     let mut text = String::new();

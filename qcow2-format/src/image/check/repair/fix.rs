@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::address::GuestOffset;
+use crate::l2::OFFSET;
 
 /// A change. New kinds may be added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +34,8 @@ pub enum Fix {
         from: u64,
         /// What it becomes.
         to: u64,
-        /// Whether what it maps, or part of it, could not be read and now reads as zeros, or as if
-        /// nothing had been written.
+        /// Whether what it maps, or part of it, could not be read and now reads as zeros, as if nothing
+        /// had been written, or as what lies where it should.
         lost: bool,
     },
     /// A refcount.
@@ -102,8 +103,8 @@ pub enum Fix {
 }
 
 impl Fix {
-    /// The part of the guest's disk that could not be read and is given up, if there is one: where it
-    /// starts, and how long it is.
+    /// The part of the guest's disk that could not be read and now reads as what it may never have been,
+    /// if there is one: where it starts, and how long it is.
     #[must_use]
     pub const fn lost(&self) -> Option<(GuestOffset, u64)> {
         match self {
@@ -120,7 +121,11 @@ impl fmt::Display for Fix {
             Self::L1Entry { guest, length, from, to, lost }
             | Self::L2Entry { guest, length, from, to, lost } => {
                 let table = if matches!(self, Self::L1Entry { .. }) { "L1" } else { "L2" };
-                let end = if *lost { ": what was there is lost" } else { "" };
+                let end = match lost {
+                    true if to & OFFSET == 0 => ": what was there is lost",
+                    true => ": what was there may be lost",
+                    false => "",
+                };
                 write!(
                     f,
                     "Repairing {table} entry {from:x}, now {to:x}, of {length:#x} bytes at guest \

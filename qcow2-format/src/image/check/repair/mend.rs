@@ -4,6 +4,7 @@
 //! reserved bits, stray flags       cleared: what the entry names is kept
 //! nowhere, past the end            zeros, or nothing, as it reads today
 //! cannot be read                   zeros where the format has them, else nothing: lost, and named
+//! elsewhere in a data file         where it has to lie: what was meant is lost, and named
 //! ```
 //!
 //! Callers: `entries`.
@@ -70,14 +71,12 @@ fn standard(
     let extended = subject.header.geometry.extended_l2;
     let v2 = subject.header.version == Version::V2;
     let mut raw = raw & !l2::RESERVED;
-    if raw & l2::ZERO != 0 {
+    if raw & l2::ZERO != 0 && (v2 || extended) {
+        raw &= !l2::ZERO;
         if v2 {
-            // Nobody reads such a cluster. Without a backing file it is the zeros it is meant to be.
-            let lost = subject.header.backing_file.is_some();
-            return Mended { raw: 0, bitmap: 0, lost };
-        }
-        if extended {
-            raw &= !l2::ZERO;
+            // Nobody reads such an entry. Whether it means zeros or has one bit too many nobody can
+            // tell: what it names is kept.
+            return Mended { lost: true, ..standard(subject, raw, bitmap, guest) };
         }
     }
     let zero = raw & l2::ZERO != 0;
@@ -92,17 +91,18 @@ fn standard(
         return Mended { raw, bitmap, lost };
     }
     if subject.has_data_file() {
-        // There, a cluster lies where it lies on the guest's disk.
-        return Mended { raw: raw & !l2::OFFSET | guest.0, bitmap, lost: both != 0 };
+        // There, a cluster lies where it lies on the guest's disk: nobody reads it from elsewhere.
+        let lost = both != 0 || host != guest.0;
+        return Mended { raw: raw & !l2::OFFSET | guest.0, bitmap, lost };
     }
     let aligned = subject.cluster_bits().is_aligned(host);
     if aligned && host < subject.file_length {
         return Mended { raw, bitmap, lost: both != 0 };
     }
-    let data = if extended { stored != 0 } else { !zero };
     // What lies past the end of the file reads as zeros already.
+    let data = if extended { stored != 0 } else { !zero };
     let backed = v2 && subject.header.backing_file.is_some();
-    Mended { lost: data && (!aligned || backed), ..zeros(subject, bitmap) }
+    Mended { lost: !aligned || data && backed, ..zeros(subject, bitmap) }
 }
 
 /// The entry of a cluster that is not stored any more; its stored subclusters are zeros.
