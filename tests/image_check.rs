@@ -72,7 +72,13 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
     (
         "QEMU does not open an image whose bitmaps break a rule: we say which, and check the rest",
         &[
+            "bitmaps: nb_bitmaps 0",
             "bitmaps: nb_bitmaps 1",
+            "bitmaps: nb_bitmaps 3",
+            "bitmaps: bitmaps reserved",
+            "bitmaps: bitmap_directory_size 24",
+            "bitmaps: bitmap_directory_size huge",
+            "bitmaps: bitmap_directory_offset unaligned",
             "bitmaps: bitmap_directory_offset far",
             "bitmaps: bitmap: table unaligned",
             "bitmaps: bitmap: table 0",

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The header's rules bound the directory: at most 64 MiB, inside the file, at most 65,535 entries. It
-//! is read when somebody asks for it; what the bitmaps hold is not. Callers: `image::write`,
+//! is read when somebody asks for it; what the bitmaps hold is not. Callers: `image::write`, `image::check`,
 //! disk-engine's `ops::info` and `ops::measure`.
 
 use zerocopy::FromBytes;
@@ -60,23 +60,10 @@ impl Bitmap {
     /// [`Error::Io`] from the storage; [`Error::Corrupt`] if an entry ends past the directory.
     pub fn read_directory(storage: &(impl ReadAt + ?Sized), header: &Header) -> Result<Vec<Self>> {
         let Some(bitmaps) = directory(header) else { return Ok(Vec::new()) };
-        let doing = "read the bitmap directory";
-        let start = bitmaps.bitmap_directory_offset;
-        let size = usize::try_from(bitmaps.bitmap_directory_size).unwrap_or(usize::MAX);
-        // The header's rules: at most 64 MiB, and inside the file.
-        let mut bytes = zeroed(size).map_err(Error::io(doing, start))?;
-        storage.read_full_at(&mut bytes, start).map_err(Error::io(doing, start))?;
+        let bytes = read(storage, bitmaps)?;
         let count = usize::try_from(bitmaps.nb_bitmaps).unwrap_or(usize::MAX);
-        let mut found = Vec::new();
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() && found.len() < count {
-            // A difference of lengths in memory.
-            let at = start.saturating_add((size - rest.len()) as u64);
-            let (bitmap, length) = Self::parse(rest, at)?;
-            found.push(bitmap);
-            rest = rest.get(length..).unwrap_or_default();
-        }
-        Ok(found)
+        let found = entries(&bytes, bitmaps.bitmap_directory_offset).take(count);
+        found.map(|entry| entry.map(|(bitmap, _)| bitmap)).collect()
     }
 
     /// The entry at the start of `bytes`, which lie at `at`, and the bytes it takes.
@@ -119,6 +106,35 @@ pub(crate) fn directory(header: &Header) -> Option<Bitmaps> {
     header.extensions().iter().find_map(|extension| match extension {
         HeaderExtension::Bitmaps(bitmaps) => Some(*bitmaps),
         _ => None,
+    })
+}
+
+/// The bytes of the directory, which the header's rules hold to 64 MiB. What lies past the end of the
+/// file is zeros.
+pub(crate) fn read(storage: &(impl ReadAt + ?Sized), directory: Bitmaps) -> Result<Vec<u8>> {
+    let start = directory.bitmap_directory_offset;
+    let failed = || Error::io("read the bitmap directory", start);
+    let size = usize::try_from(directory.bitmap_directory_size).unwrap_or(usize::MAX);
+    let mut bytes = zeroed(size).map_err(failed())?;
+    storage.read_full_at(&mut bytes, start).map_err(failed())?;
+    Ok(bytes)
+}
+
+/// The entries of the directory in `bytes`, which lie at `start`, with the bytes that each takes. Behind
+/// one that does not end where the directory does there is none.
+pub(crate) fn entries(bytes: &[u8], start: u64) -> impl Iterator<Item = Result<(Bitmap, &[u8])>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        // A difference of lengths in memory.
+        let at = start.saturating_add((bytes.len() - rest.len()) as u64);
+        let entry = Bitmap::parse(rest, at);
+        let length = entry.as_ref().map_or(rest.len(), |(_, length)| *length);
+        let (taken, behind) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        rest = behind;
+        Some(entry.map(|(bitmap, _)| (bitmap, taken)))
     })
 }
 

@@ -13,7 +13,7 @@
 //! **Memory is bounded, whatever the image claims**: the counts by [`CheckOptions::memory`] (half a
 //! byte for each cluster of the file that lies near one in use: 128 MiB for 16 TiB in clusters of
 //! 64 KiB), the refcount table by 8 MiB, the snapshots' and bitmaps' places by 5 MiB, a thread by two
-//! clusters and what it finds in them. Where the counts do not fit, host clusters are counted in
+//! clusters and 8192 findings, which then wait for nobody: what is found is told and forgotten. Where the counts do not fit, host clusters are counted in
 //! several passes, each over all L2 tables.
 //!
 //! **Time follows what is there**: a table that many name is read once and counted as often as it is
@@ -96,13 +96,13 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
             sink.tell(finding, 1);
             Ok(())
         })?;
-        let bitmaps: Bitmaps = bitmaps::read(storage, &header)?;
-        if let Some(what) = bitmaps.broken {
-            sink.tell(Finding::BitmapDirectory { what }, 1);
-        }
+        let file_length = file_length(storage)?;
+        let bitmaps: Bitmaps = bitmaps::read(storage, &header, file_length, |finding| {
+            sink.tell(finding, 1);
+        })?;
         let subject = Self {
             storage,
-            file_length: file_length(storage)?,
+            file_length,
             table,
             header,
             snapshots,

@@ -56,8 +56,8 @@ pub(super) fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Header> {
         }
     }
     let mut header = match Header::parse(&start, ENDLESS) {
-        // A bit that vouches for bitmaps where there are none.
-        Err(Error::Corrupt(FieldError { violation: Violation::BitmapsMissing, .. })) => {
+        // A bit that vouches for bitmaps where there are none, or none that can be found.
+        Err(Error::Corrupt(error)) if is_of_bitmaps(&error) => {
             if let Some(bits) = start.get_mut(AUTOCLEAR_LOW) {
                 *bits &= 0xfe;
             }
@@ -76,6 +76,18 @@ pub(super) fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Header> {
     header.nb_snapshots = word(number(count));
     header.snapshots_offset = HostOffset(number(offset));
     Ok(header)
+}
+
+/// Whether the rule that is broken is one of the extension for bitmaps, or of the bit that vouches for it.
+fn is_of_bitmaps(error: &FieldError) -> bool {
+    let fields = [
+        "bitmaps extension",
+        "nb_bitmaps",
+        "bitmaps reserved",
+        "bitmap_directory_size",
+        "bitmap_directory_offset",
+    ];
+    error.violation == Violation::BitmapsMissing || fields.contains(&error.field)
 }
 
 /// That the refcount table is where one can be.

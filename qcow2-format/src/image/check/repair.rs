@@ -1,7 +1,7 @@
 //! A damaged image made consistent, as far as that goes.
 //!
 //! ```text
-//! 1  bitmaps that cannot be used     no longer vouched for
+//! 1  bitmaps, if none can be kept    no longer spoken of                       bitmaps
 //! 2  entries that break a rule       mended where they stand, or let go of      entries, mend
 //! 3  refcounts                       made the number of references              counts
 //!    or, if blocks are damaged,      written anew elsewhere, switched by one    rebuild
@@ -18,6 +18,8 @@
 //! A plan is the same code on a storage that keeps what is written to itself. Callers:
 //! disk-engine's `ops::check`.
 
+mod area;
+mod bitmaps;
 mod copied;
 mod counts;
 mod draft;
@@ -33,7 +35,7 @@ use std::ops::Range;
 
 use crate::address::HostOffset;
 use crate::error::{Error, Result, Violation};
-use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
+use crate::feature::IncompatibleFeatures;
 use crate::geometry::TABLE_ENTRY_BYTES;
 use crate::header::{Header, Version};
 use crate::image::check::finding::{Finding, Severity};
@@ -44,16 +46,15 @@ use crate::image::check::spread::spread;
 use crate::image::check::tally::{Cursor, Tally};
 use crate::image::check::walk::Subject;
 use crate::image::check::{header, repair::draft::Draft};
-use crate::image::write::bitmaps;
 use crate::io::{ReadAt, WriteAt};
 
+use bitmaps::NewBitmaps;
 pub use fix::Fix;
 
 /// Where `l1_size` lies in the header.
 const L1_SIZE_OFFSET: u64 = 36;
-/// Where `incompatible_features` and `autoclear_features` lie in the header.
+/// Where `incompatible_features` lies in the header.
 const INCOMPATIBLE_OFFSET: u64 = 72;
-const AUTOCLEAR_OFFSET: u64 = 88;
 
 /// What is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,11 +191,12 @@ struct Renewal {
     /// Length of an active L1 table that maps nothing, since the one there is lies past the end of the
     /// file; 0 to keep that.
     l1_bytes: u64,
+    bitmaps: Option<NewBitmaps>,
 }
 
 impl Renewal {
     const fn is_nothing(&self) -> bool {
-        self.snapshots.is_none() && self.l1_bytes == 0
+        self.snapshots.is_none() && self.l1_bytes == 0 && self.bitmaps.is_none()
     }
 }
 
@@ -218,8 +220,6 @@ struct Verdict {
     hard: u64,
     /// A refcount block is used by something else as well.
     shared_block: bool,
-    /// A bitmap's table, or what it names, is nowhere.
-    bitmaps_wrong: bool,
     /// Clusters in use that no block counts.
     uncounted: bool,
 }
@@ -284,8 +284,8 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let mut sink = Sink::new(&mut listener);
         let subject = Subject::of(storage, header, table, all, &mut sink)?;
         subject.check(&options.check, &mut sink)?;
-        let Sink { report, bitmaps_wrong, shared_block, .. } = sink;
-        verdict = Verdict { report, bitmaps_wrong, shared_block, ..verdict };
+        let Sink { report, shared_block, .. } = sink;
+        verdict = Verdict { report, shared_block, ..verdict };
         Ok((
             Self { subject, options, marked: Cell::new(false), taken: Vec::new(), cut: Cut::new() },
             verdict,
@@ -315,7 +315,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
     fn mend_leaks(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
         let sound = self.subject.table.is_sound(self.subject.clusters());
         // What cannot be followed may use what seems unused.
-        if !sound || before.shared_block || self.subject.bitmaps.broken.is_some() {
+        if !sound || before.shared_block || self.subject.bitmaps.broken {
             return Ok(());
         }
         if before.report.leaks > 0 {
@@ -338,7 +338,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
             self.cut_snapshots()?;
         }
         let lost = self.lost_snapshots()?;
-        let new = self.renewal(&lost, fixes)?;
+        let mut new = self.renewal(&lost, fixes)?;
         if before.report.is_sound() && before.report.leaks == 0 && new.is_nothing() {
             return Ok(());
         }
@@ -346,7 +346,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         if let Some(snapshots) = &new.snapshots {
             self.subject.snapshots.tables.clone_from(&snapshots.tables);
         }
-        self.give_up_bitmaps(before, fixes)?;
+        new.bitmaps = self.mend_bitmaps(fixes)?;
         if before.hard > 0 {
             self.mend_l1(&BTreeSet::new(), fixes)?;
             self.each_pass(|tally, _| self.mend_entries(tally, fixes))?;
@@ -374,7 +374,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let snapshots = snapshots::renewed(&self.subject, lost, &self.cut, fixes)?;
         let length = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
         let l1 = self.subject.within(header.l1_table_offset.0, length).is_none();
-        Ok(Renewal { snapshots, l1_bytes: if l1 { length } else { 0 } })
+        Ok(Renewal { snapshots, l1_bytes: if l1 { length } else { 0 }, bitmaps: None })
     }
 
     /// Whether there is a refcount table, in the file.
@@ -486,37 +486,6 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
                 // Too long to be followed before.
                 tables.push(cut);
             }
-        }
-        Ok(())
-    }
-
-    /// Has the header no longer vouch for bitmaps that cannot be used.
-    fn give_up_bitmaps(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
-        let header = &mut self.subject.header;
-        let vouched = header.autoclear.contains(AutoclearFeatures::BITMAPS);
-        let none = self.subject.bitmaps.directory.is_none();
-        let what = match self.subject.bitmaps.broken {
-            Some(what) => what,
-            None if before.bitmaps_wrong => "a table, or what it names, is nowhere",
-            None if none => "there are none",
-            None => return Ok(()),
-        };
-        if !vouched || header.version == Version::V2 {
-            return Ok(());
-        }
-        fixes.tell(&Fix::BitmapsLost { what });
-        header.autoclear = header.autoclear.with(AutoclearFeatures::BITMAPS, false);
-        let failed = Error::io("write the header", AUTOCLEAR_OFFSET);
-        let bytes = header.autoclear.0.to_be_bytes();
-        self.subject.storage.write_all_at(&bytes, AUTOCLEAR_OFFSET).map_err(failed)?;
-        self.subject.bitmaps = super::bitmaps::Bitmaps::default();
-        self.barrier()
-    }
-
-    /// Before what could not be read begins to read as something else, bitmaps are marked as wrong.
-    fn before_loss(&self, lost: bool) -> Result<()> {
-        if lost && !self.marked.replace(true) {
-            bitmaps::mark_in_use(self.subject.storage, &self.subject.header)?;
         }
         Ok(())
     }

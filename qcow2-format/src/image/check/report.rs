@@ -113,21 +113,13 @@ pub(super) struct Sink<'f> {
     listener: &'f mut Listener<'f>,
     /// Whether this is the first pass: what has nothing to do with counts is told there.
     pub(super) first: bool,
-    /// Whether a bitmap's table, or what it names, is nowhere.
-    pub(super) bitmaps_wrong: bool,
     /// Whether a refcount block is used by something else as well, counted or not.
     pub(super) shared_block: bool,
 }
 
 impl<'f> Sink<'f> {
     pub(super) fn new(listener: &'f mut Listener<'f>) -> Self {
-        Self {
-            report: CheckReport::default(),
-            listener,
-            first: true,
-            bitmaps_wrong: false,
-            shared_block: false,
-        }
+        Self { report: CheckReport::default(), listener, first: true, shared_block: false }
     }
 
     pub(super) fn tell(&mut self, finding: Finding, times: u64) {

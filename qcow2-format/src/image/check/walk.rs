@@ -118,18 +118,13 @@ impl<S: ReadAt> Subject<'_, S> {
                 None => sink.tell_first(beyond(offset, length, None), 1),
             }
         }
-        for (ranges, bitmaps) in
-            [(self.snapshot_l1s().collect(), false), (self.bitmaps.tables.clone(), true)]
-        {
+        for ranges in [self.snapshot_l1s().collect(), self.bitmaps.tables.clone()] {
             let mut inside = Vec::new();
             for range in ranges {
                 let length = range.end.saturating_sub(range.start);
                 match self.within(range.start, length) {
                     Some(clusters) => inside.push(clusters),
-                    None => {
-                        sink.bitmaps_wrong |= bitmaps;
-                        sink.tell_first(beyond(range.start, length, None), 1);
-                    }
+                    None => sink.tell_first(beyond(range.start, length, None), 1),
                 }
             }
             for part in spread(inside) {
@@ -141,26 +136,34 @@ impl<S: ReadAt> Subject<'_, S> {
 
     fn count_bitmaps(&self, tally: &Tally<'_, S>, sink: &mut Sink<'_>) -> Result<()> {
         let mut cursor = Cursor::default();
-        let cluster_bytes = self.cluster_bits().bytes();
         for part in spread(self.bitmaps.tables.clone()) {
-            self.each_entry(part.range, "read a bitmap table", |_, entry| {
-                let Ok(offset) = bitmaps::cluster(entry, &self.header) else {
-                    sink.bitmaps_wrong = true;
-                    sink.tell_first(Finding::BitmapTableEntry { entry }, part.times);
-                    return Ok(());
-                };
-                let Some(offset) = offset else { return Ok(()) };
-                match self.within(offset, cluster_bytes) {
-                    Some(clusters) => tally.add(&mut cursor, clusters, part.times)?,
-                    None => {
-                        sink.bitmaps_wrong = true;
-                        sink.tell_first(beyond(offset, cluster_bytes, None), part.times);
-                    }
+            self.each_bitmap_entry(part.range, |clusters| {
+                match clusters {
+                    Ok(clusters) => tally.add(&mut cursor, clusters, part.times)?,
+                    Err(finding) => sink.tell_first(finding, part.times),
                 }
                 Ok(())
             })?;
         }
         Ok(())
+    }
+
+    /// Shows `each` the clusters that the entries in `range` of a bitmap's table name, or what is wrong.
+    pub(super) fn each_bitmap_entry(
+        &self,
+        range: Range<u64>,
+        mut each: impl FnMut(Result<Range<u64>, Finding>) -> Result<()>,
+    ) -> Result<()> {
+        let length = self.cluster_bits().bytes();
+        self.each_entry(range, "read a bitmap table", |_, entry| {
+            match bitmaps::cluster(entry, &self.header) {
+                Ok(None) => Ok(()),
+                Ok(Some(offset)) => {
+                    each(self.within(offset, length).ok_or_else(|| beyond(offset, length, None)))
+                }
+                Err(()) => each(Err(Finding::BitmapTableEntry { entry })),
+            }
+        })
     }
 
     /// Shows `each` the entries of a table that are not zero, with where they lie. Those past the end

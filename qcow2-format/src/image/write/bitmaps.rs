@@ -7,7 +7,7 @@
 //!
 //! Before the first write every bitmap is marked in use, as a program does that will store it later
 //! and then does not: whoever opens the image afterwards knows that it is inconsistent.
-//! Callers: `write`, `check::repair`.
+//! Callers: `write`.
 
 use crate::bitmap::{self, Bitmap};
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ pub(super) fn directory(header: &Header) -> Option<(u64, u64)> {
 }
 
 /// Marks every bitmap as one that may be wrong.
-pub(in crate::image) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> Result<()> {
+pub(super) fn mark_in_use(storage: &impl WriteAt, header: &Header) -> Result<()> {
     for bitmap in Bitmap::read_directory(storage, header)? {
         if !bitmap.is_in_use() {
             let place = bitmap.at.0.saturating_add(FLAGS);

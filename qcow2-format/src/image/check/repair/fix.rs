@@ -93,7 +93,19 @@ pub enum Fix {
         /// Its name.
         name: Vec<u8>,
     },
-    /// Bitmaps that cannot be used: they are lost, and the image no longer vouches for them.
+    /// A bitmap that cannot be used: it is lost.
+    BitmapLost {
+        /// Its name.
+        name: Vec<u8>,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The bitmap directory, written anew with those that can be used.
+    BitmapDirectory {
+        /// How many bitmaps are kept.
+        kept: u32,
+    },
+    /// Bitmaps of which none can be used: they are lost, and the image no longer speaks of any.
     BitmapsLost {
         /// What is wrong with them.
         what: &'static str,
@@ -103,6 +115,27 @@ pub enum Fix {
 }
 
 impl Fix {
+    /// A word for what kind it is, which stays the same.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::L1Entry { .. } => "l1-entry",
+            Self::L2Entry { .. } => "l2-entry",
+            Self::Refcount { .. } => "refcount",
+            Self::Rebuilt { .. } => "rebuilt",
+            Self::L1Copied { .. } => "l1-copied",
+            Self::L2Copied { .. } => "l2-copied",
+            Self::L1Size { .. } => "l1-size",
+            Self::L1Table => "l1-table",
+            Self::SnapshotTable { .. } => "snapshot-table",
+            Self::SnapshotLost { .. } => "snapshot-lost",
+            Self::BitmapLost { .. } => "bitmap-lost",
+            Self::BitmapDirectory { .. } => "bitmap-directory",
+            Self::BitmapsLost { .. } => "bitmaps-lost",
+            Self::MarkedClean => "marked-clean",
+        }
+    }
+
     /// The part of the guest's disk that could not be read and now reads as what it may never have been,
     /// if there is one: where it starts, and how long it is.
     #[must_use]
@@ -160,6 +193,12 @@ impl fmt::Display for Fix {
             Self::SnapshotLost { id, name } => {
                 let (id, name) = (id.escape_ascii(), name.escape_ascii());
                 write!(f, "Discarding snapshot {id} ({name}): its L1 table cannot be found")
+            }
+            Self::BitmapLost { name, what } => {
+                write!(f, "Discarding bitmap '{}': {what}", name.escape_ascii())
+            }
+            Self::BitmapDirectory { kept } => {
+                write!(f, "Repairing bitmap directory: {kept} bitmaps are kept")
             }
             Self::BitmapsLost { what } => write!(f, "Discarding the bitmaps: {what}"),
             Self::MarkedClean => f.write_str("Clearing the dirty and corrupt bits"),

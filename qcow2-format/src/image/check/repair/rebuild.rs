@@ -1,10 +1,10 @@
-//! New refcount structures beside the old ones, and with them a new snapshot table and L1 table where
-//! they are needed; one write to the header switches to all of it.
+//! New refcount structures beside the old ones, and with them a new snapshot table, L1 table and bitmap
+//! directory where they are needed; one write to the header switches to all of it.
 //!
 //! ```text
-//! file  │ everything in use …    │ L1 table │ snapshot table │ blocks … │ refcount table │
-//!                                  └──────────── written, then the header ────────────┘
-//!                                  bytes 40 … 71: the tables' places and sizes
+//! file  │ everything in use …  │ L1 table │ snapshots │ bitmaps │ blocks … │ refcount table │
+//!                                └─────────────── written, then the header ───────────────┘
+//!                                bytes 40 … 71: the tables' places and sizes; the bitmaps' extension
 //! ```
 //!
 //! Nothing that is in use is written to, so that a process killed before the last write leaves the
@@ -15,8 +15,11 @@ use std::ops::Range;
 use crate::address::HostCluster;
 use crate::error::{Error, RequestError, Result};
 use crate::geometry::{REFCOUNT_TABLE_MAX_BYTES, TABLE_ENTRY_BYTES};
+use crate::image::check::bitmaps::Bitmaps;
 use crate::image::check::counts::PAGE_CLUSTERS;
 use crate::image::check::refcounts::Block;
+use crate::image::check::repair::area::Area;
+use crate::image::check::repair::bitmaps::NewBitmaps;
 use crate::image::check::repair::fix::Fix;
 use crate::image::check::repair::{Fixes, Mender, NewSnapshots, Renewal};
 use crate::image::check::tally::{Page, Tally};
@@ -25,7 +28,7 @@ use crate::refcount;
 
 /// Where the header has the L1 table's place; the refcount table's and the snapshot table's are
 /// behind it.
-const FIELDS_OFFSET: u64 = 40;
+const FIELDS_OFFSET: usize = 40;
 
 /// Where the new structures go, in clusters.
 #[derive(Debug)]
@@ -34,7 +37,9 @@ struct Layout {
     clusters: Range<u64>,
     /// Where the snapshot table starts, behind the L1 table.
     snapshots_start: u64,
-    /// Where the blocks start, behind the snapshot table.
+    /// Where the bitmap directory starts, behind the snapshot table.
+    bitmaps_start: u64,
+    /// Where the blocks start, behind that.
     blocks_start: u64,
     /// Numbers of the blocks, in order; they lie in this order.
     blocks: Vec<u64>,
@@ -58,6 +63,11 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         if let Some(snapshots) = &new.snapshots {
             self.subject.with_snapshot_table = false;
             self.subject.snapshots.tables.clone_from(&snapshots.tables);
+        }
+        if let Some(bitmaps) = &new.bitmaps {
+            // What is let go of stays as it is until the switch.
+            end = end.max(self.subject.clusters());
+            self.subject.bitmaps = Bitmaps { tables: bitmaps.tables.clone(), ..Bitmaps::default() };
         }
         self.each_used_page(|tally, index, page| {
             end = end.max(tally.behind());
@@ -86,6 +96,13 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
             let at = bits.offset_of(HostCluster(layout.snapshots_start)).0;
             let failed = Error::io("write the snapshot table", at);
             self.subject.storage.write_all_at(bytes, at).map_err(failed)?;
+        }
+        if let Some(bitmaps) = &new.bitmaps {
+            fixes.tell(&Fix::BitmapDirectory { kept: bitmaps.count() });
+            let bytes = bitmaps.read(self.subject.storage)?;
+            let at = bits.offset_of(HostCluster(layout.bitmaps_start)).0;
+            let failed = Error::io("write the bitmap directory", at);
+            self.subject.storage.write_all_at(&bytes, at).map_err(failed)?;
         }
         fixes.tell(&Fix::Rebuilt { cluster, clusters });
         self.write_blocks(&layout)?;
@@ -133,7 +150,9 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         let bits = self.subject.cluster_bits();
         let table = new.snapshots.as_ref().map_or(0, |snapshots| snapshots.bytes.len() as u64);
         let l1_clusters = bits.clusters(new.l1_bytes);
-        let tables = l1_clusters.saturating_add(bits.clusters(table));
+        let bitmaps = new.bitmaps.as_ref().map_or(0, NewBitmaps::length);
+        let before_bitmaps = l1_clusters.saturating_add(bits.clusters(table));
+        let tables = before_bitmaps.saturating_add(bits.clusters(bitmaps));
         let per_block = self.subject.table.per_block();
         let (mut total, mut blocks, mut table_clusters) = (tables, used, 0_u64);
         loop {
@@ -156,6 +175,7 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
                 return Ok(Layout {
                     clusters: end..end.saturating_add(total),
                     snapshots_start: end.saturating_add(l1_clusters),
+                    bitmaps_start: end.saturating_add(before_bitmaps),
                     blocks_start: end.saturating_add(tables),
                     blocks,
                     table_clusters,
@@ -252,7 +272,17 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         fields.extend(header.refcount_table_clusters.to_be_bytes());
         fields.extend(header.nb_snapshots.to_be_bytes());
         fields.extend(header.snapshots_offset.0.to_be_bytes());
-        let failed = Error::io("write the header", FIELDS_OFFSET);
-        self.subject.storage.write_all_at(&fields, FIELDS_OFFSET).map_err(failed)
+        let mut area = Area::read(self.subject.storage, header)?;
+        area.set(FIELDS_OFFSET, &fields);
+        if let Some((bitmaps, at)) = new.bitmaps.as_ref().zip(area.bitmaps()) {
+            let start = bits.offset_of(HostCluster(layout.bitmaps_start)).0;
+            let mut extension = Vec::with_capacity(24);
+            extension.extend(bitmaps.count().to_be_bytes());
+            extension.extend([0; 4]);
+            extension.extend(bitmaps.length().to_be_bytes());
+            extension.extend(start.to_be_bytes());
+            area.set(at, &extension);
+        }
+        area.write(self.subject.storage)
     }
 }

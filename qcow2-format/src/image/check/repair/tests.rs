@@ -177,6 +177,8 @@ fn a_repair_killed_at_any_write_loses_nothing_and_is_gone_on_with() {
     assert_eq!(
         kinds,
         [
+            "BitmapDirectory",
+            "BitmapLost",
             "BitmapsLost",
             "L1Copied",
             "L1Entry",
