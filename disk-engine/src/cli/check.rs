@@ -4,26 +4,29 @@
 //! everything was repaired; 1 the check did not come to an end; 2 there are corruptions; 3 there are
 //! leaks and nothing worse; 63 the format has nothing to check. A plan ends as the repair would.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use serde::Serialize;
 
+use crate::cli::check_listing::{self, Lines, Listing, line};
 use crate::cli::check_report::{self, Fields};
 use crate::cli::overlay::Format;
 use crate::cli::{Output, progress, size};
 use crate::disk::Locking;
 use crate::disk::chain::probe_top;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::check::{CheckEvent, CheckOptions, RepairMode, UNSUPPORTED, check};
+use crate::ops::check::{CheckOptions, RepairMode, UNSUPPORTED, check};
 
 /// What the program ends with if the format has nothing to check.
 const EXIT_UNSUPPORTED: u8 = 63;
 
 /// Check an image's tables and refcounts, and repair them, as qemu-img check does
 ///
-/// Findings go to standard error, one a line. Exit codes are qemu-img's: 0 nothing is wrong (any more);
+/// Findings go to standard error, one a line, the first 1000 of them. Exit codes are qemu-img's: 0 nothing is wrong (any more);
 /// 1 the check did not come to an end; 2 there are corruptions; 3 there are leaks; 63 the format has
 /// nothing to check.
 #[derive(Debug, clap::Args)]
@@ -45,9 +48,21 @@ pub(crate) struct Arguments {
     /// Read tables with so many threads
     #[arg(long, value_name = "COUNT")]
     threads: Option<NonZeroUsize>,
+    /// Lines of findings and changes at most, or 'all'; what comes behind them is counted by kind
+    #[arg(long, value_name = "LINES", default_value_t = Lines::First(check_listing::LINES))]
+    list: Lines,
     /// Even while others write to it; what is found may then be of no single moment
     #[arg(long, short = 'U', conflicts_with = "repair")]
     force_share: bool,
+}
+
+/// qemu-img's report, and what was not listed beside it.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    fields: Fields,
+    #[serde(rename = "not-listed", skip_serializing_if = "BTreeMap::is_empty")]
+    unlisted: &'a BTreeMap<&'static str, u64>,
 }
 
 /// What is repaired.
@@ -89,27 +104,20 @@ fn checked(arguments: &Arguments, output: &Output) -> Result<u8> {
         ..CheckOptions::default()
     };
     let mut lines = BufWriter::new(io::stderr());
+    let mut listing = Listing::new(arguments.list);
     // That nobody reads them is no failure of the check.
     let report = check(&arguments.file, format, &options, |event| {
-        let line = |lines: &mut BufWriter<io::Stderr>| match event {
-            CheckEvent::Found(finding, 1) => writeln!(lines, "{finding}"),
-            CheckEvent::Found(finding, times) => writeln!(lines, "{finding} ({times} times)"),
-            CheckEvent::Fixing(fix) => {
-                let lost = fix.lost().map(|(guest, length)| {
-                    let end = guest.to_u64().saturating_add(length);
-                    format!(" [lost: {guest} to {end:#x}]")
-                });
-                writeln!(lines, "{fix}{}", lost.unwrap_or_default())
-            }
-        };
+        if !listing.takes(event) {
+            return;
+        }
         let _ = if drawing.is_there() {
-            drawing.aside(|| line(&mut lines).and_then(|()| lines.flush()))
+            drawing.aside(|| line(&mut lines, event).and_then(|()| lines.flush()))
         } else {
-            line(&mut lines)
+            line(&mut lines, event)
         };
     });
     drop(drawing);
-    let _ = lines.flush();
+    let _ = listing.end(&mut lines).and_then(|()| lines.flush());
     let report = report?;
     let mut text = check_report::repaired(&report);
     if arguments.dry_run {
@@ -117,7 +125,8 @@ fn checked(arguments: &Arguments, output: &Output) -> Result<u8> {
         text = text.replace("Double checking the fixed image now...", "The image would then be:");
     }
     text.push_str(&check_report::text(&report));
-    output.report(&Fields::from(&report), &text)?;
+    let fields = Report { fields: Fields::from(&report), unlisted: listing.unlisted() };
+    output.report(&fields, &text)?;
     if report.check_errors > 0 {
         output.error(&Error::new(ErrorKind::Corrupt, "Check failed").with_path(&arguments.file));
     }

@@ -23,6 +23,7 @@ mod cache_list;
 mod cache_prune;
 mod cache_verify;
 mod check;
+mod check_listing;
 mod check_report;
 mod compare;
 mod config_disk;

@@ -1,16 +1,19 @@
 //! `qemu-img check`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 
 use super::compare::is_cache_mode;
 use super::getopt::{Known, Words, flag, long, long_value, value};
-use super::image::Naming;
+use super::image::{Named, Naming};
 use super::{Form, NAME, Outcome, Stop, complaint, json, next_option, print, tell};
 use crate::base::BaseFormat;
 use crate::cli::check_report::{self, Fields};
-use crate::error::ErrorKind;
-use crate::ops::check::{CheckEvent, CheckOptions, RepairMode, UNSUPPORTED, check};
+use crate::error::{Error, ErrorKind};
+use crate::ops::check::{
+    CheckEvent, CheckOptions, CheckReport, Finding, RepairMode, UNSUPPORTED, check,
+};
 
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
@@ -24,8 +27,8 @@ const KNOWN: &[Known] = &[
     flag(b'U', "force-share"),
 ];
 
-/// Lines that are put off; more are told as they come.
-const LATER_MAX: usize = 1 << 16;
+/// Findings that are put off at once; if there are more, the image is looked at once again.
+const LATER_MAX: usize = 1 << 18;
 
 /// What the program ends with if the format has nothing to check.
 const EXIT_UNSUPPORTED: u8 = 63;
@@ -79,26 +82,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         ));
     }
     named.check(None)?;
-    // What entries say of refcounts comes after the refcounts.
-    let mut later = Vec::new();
-    let mut lines = BufWriter::new(io::stderr());
-    let report = check(&named.path, named.format, &options, |event| {
-        let _ = match event {
-            CheckEvent::Found(finding, times) => {
-                let line = finding.to_string();
-                if line.starts_with("ERROR OFLAG_COPIED") && later.len() < LATER_MAX {
-                    later.push(line);
-                    Ok(())
-                } else {
-                    (0..*times).try_for_each(|_| writeln!(lines, "{line}"))
-                }
-            }
-            CheckEvent::Fixing(fix) => writeln!(lines, "{fix}"),
-        };
-    });
-    let _ = later.iter().try_for_each(|line| writeln!(lines, "{line}"));
-    let _ = lines.flush();
-    drop(lines);
+    let report = told(&named, &options);
     let report = match report {
         Ok(report) => report,
         Err(error) if error.kind() == ErrorKind::Unsupported && error.message() == UNSUPPORTED => {
@@ -121,4 +105,111 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         tell(&format!("{NAME}: Check failed\n"));
     }
     Ok(report.exit_code())
+}
+
+/// Checks, and writes the lines. What entries say of refcounts comes after the refcounts and in the order
+/// of the disk, as many lines as it may be.
+fn told(named: &Named, options: &CheckOptions) -> Result<CheckReport, Error> {
+    let mut later = Later::default();
+    let mut lines = BufWriter::new(io::stderr());
+    // That nobody reads them is no failure of the check.
+    let report = check(&named.path, named.format, options, |event| match event {
+        // Where flags are repaired, that says it.
+        CheckEvent::Found(finding, _) if is_of_flags(finding) => {
+            if options.repair != Some(RepairMode::All) {
+                later.add(finding);
+            }
+        }
+        CheckEvent::Found(finding, times) => {
+            let line = finding.to_string();
+            let _ = (0..*times).try_for_each(|_| writeln!(lines, "{line}"));
+        }
+        CheckEvent::Fixing(fix) => {
+            let _ = writeln!(lines, "{fix}");
+        }
+    })?;
+    while later.write(&mut lines) {
+        let again = CheckOptions { repair: None, ..options.clone() };
+        check(&named.path, named.format, &again, |event| {
+            if let CheckEvent::Found(finding, _) = event
+                && is_of_flags(finding)
+            {
+                later.add(finding);
+            }
+        })?;
+    }
+    let _ = lines.flush();
+    Ok(report)
+}
+
+fn is_of_flags(finding: &Finding) -> bool {
+    matches!(finding, Finding::L1Copied { .. } | Finding::L2Copied { .. })
+}
+
+/// Where on the disk a finding is, an L1 entry before the entries of its table; and which of several.
+type Place = (u64, bool, u64);
+
+/// Findings that are put off: the first ones behind those that were written.
+#[derive(Debug, Default)]
+struct Later {
+    written: Option<Place>,
+    next: BTreeMap<Place, Finding>,
+    /// How many were shown in this round.
+    seen: u64,
+    /// Whether some did not fit.
+    more: bool,
+}
+
+impl Later {
+    fn add(&mut self, finding: &Finding) {
+        self.seen = self.seen.saturating_add(1);
+        let guest = finding.guest().map_or(0, qcow2_format::GuestOffset::to_u64);
+        let place = (guest, matches!(finding, Finding::L2Copied { .. }), self.seen);
+        if self.written.is_some_and(|written| place <= written) {
+            return;
+        }
+        self.next.insert(place, finding.clone());
+        if self.next.len() > LATER_MAX {
+            self.next.pop_last();
+            self.more = true;
+        }
+    }
+
+    /// Writes what there is, and forgets it. Whether there is more.
+    fn write(&mut self, lines: &mut impl Write) -> bool {
+        if let Some((last, _)) = self.next.last_key_value() {
+            self.written = Some(*last);
+        }
+        let _ = self.next.values().try_for_each(|finding| writeln!(lines, "{finding}"));
+        self.next.clear();
+        self.seen = 0;
+        std::mem::take(&mut self.more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_comes_in_the_next_round() {
+        let finding = |number: u64| Finding::L2Copied {
+            entry: number,
+            refcount: 1,
+            guest: qcow2_format::GuestOffset(number * 7919 % 300_007),
+        };
+        let count = LATER_MAX as u64 + 1000;
+        let (mut later, mut lines, mut rounds) = (Later::default(), Vec::new(), 0);
+        loop {
+            (0..count).for_each(|number| later.add(&finding(number)));
+            rounds += 1;
+            if !later.write(&mut lines) {
+                break;
+            }
+        }
+        let mut expected: Vec<_> = (0..count).map(finding).collect();
+        expected.sort_by_key(Finding::guest);
+        let expected: String = expected.iter().map(|finding| format!("{finding}\n")).collect();
+        assert!(rounds == 2 && lines == expected.as_bytes());
+    }
 }

@@ -29,12 +29,18 @@ pub(super) struct Stored {
     pub(super) compressed: u64,
 }
 
-/// What a thread has found in the tables it was given.
+/// So much a thread remembers before it waits for its turn to tell.
+const FINDINGS_MAX: usize = 8 << 10;
+
+/// What a thread has found in the tables it was given, and not told.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) findings: Vec<(Finding, u64)>,
     pub(super) stored: Stored,
 }
+
+/// Tells what was found so far.
+pub(super) type Tell<'t> = dyn FnMut(&mut Found) -> Result<()> + 't;
 
 /// Clusters one behind the other, mapped by entries one behind the other.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,10 +65,11 @@ pub(super) struct Scan<'a, S> {
 }
 
 /// A table being scanned.
-struct Reader<'a, 's, S> {
+struct Reader<'a, 's, 't, S> {
     scan: &'s Scan<'a, S>,
     cursor: &'s mut Cursor,
     found: &'s mut Found,
+    tell: &'s mut Tell<'t>,
     table: &'s Table,
     words: &'s [u64],
     span: Span,
@@ -71,17 +78,26 @@ struct Reader<'a, 's, S> {
 }
 
 impl<S: ReadAt> Scan<'_, S> {
-    /// Scans `table`, whose words are `words`.
+    /// Scans `table`, whose words are `words`. What is found is told by `tell` where it is much.
     pub(super) fn table(
         &self,
         table: &Table,
         words: &[u64],
         cursor: &mut Cursor,
         found: &mut Found,
+        tell: &mut Tell<'_>,
     ) -> Result<()> {
         let per_entry = if self.subject.header.geometry.extended_l2 { 2 } else { 1 };
-        let mut reader =
-            Reader { scan: self, cursor, found, table, words, span: Span::default(), expected: 0 };
+        let mut reader = Reader {
+            scan: self,
+            cursor,
+            found,
+            tell,
+            table,
+            words,
+            span: Span::default(),
+            expected: 0,
+        };
         for (index, entry) in (0_u64..).zip(words.chunks_exact(per_entry)) {
             match entry {
                 [0] | [0, 0] => {}
@@ -89,12 +105,18 @@ impl<S: ReadAt> Scan<'_, S> {
                 [raw, bitmap] => reader.entry(index, *raw, SubclusterBitmap(*bitmap))?,
                 _ => {}
             }
+            reader.make_room()?;
         }
         reader.finish()
     }
 }
 
-impl<S: ReadAt> Reader<'_, '_, S> {
+impl<S: ReadAt> Reader<'_, '_, '_, S> {
+    /// Tells what was found, if that is much.
+    fn make_room(&mut self) -> Result<()> {
+        if self.found.findings.len() < FINDINGS_MAX { Ok(()) } else { (self.tell)(self.found) }
+    }
+
     fn tell(&mut self, finding: Finding) {
         if self.scan.first {
             let times = self.table.active.saturating_add(self.table.snapshots);
@@ -275,6 +297,7 @@ impl<S: ReadAt> Reader<'_, '_, S> {
             let word = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(per_entry);
             let entry = self.words.get(word).copied().unwrap_or_default();
             self.check_copied(cluster, entry, self.guest(index))?;
+            self.make_room()?;
         }
         Ok(())
     }

@@ -9,12 +9,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::error::{Error, RequestError, Result};
 use crate::image::check::report::{CheckOptions, Sink};
-use crate::image::check::scan::{Found, Scan};
+use crate::image::check::scan::{Found, Scan, Tell};
 use crate::image::check::tables::Table;
 use crate::image::check::tally::Cursor;
 use crate::io::{ReadAt, read_table};
@@ -31,29 +31,50 @@ struct Turn<'s, 'f> {
     failed: Option<Error>,
 }
 
+/// Whose turn it is to tell.
+struct Turns<'s, 'f> {
+    turn: Mutex<Turn<'s, 'f>>,
+    turned: Condvar,
+}
+
+impl<'s, 'f> Turns<'s, 'f> {
+    /// Waits for the turn of chunk `index`; `None` if the work has failed before that.
+    fn wait(&self, index: usize) -> Option<MutexGuard<'_, Turn<'s, 'f>>> {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        while turn.next != index && turn.failed.is_none() {
+            turn = self.turned.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        turn.failed.is_none().then_some(turn)
+    }
+}
+
 impl<S: ReadAt + Sync> Scan<'_, S> {
     /// Scans all tables.
     pub(super) fn run(&self, options: &CheckOptions, sink: &mut Sink<'_>) -> Result<()> {
         let chunks = self.chunks();
         let threads = options.threads.min(chunks.len());
         let next = AtomicUsize::new(0);
-        let turn = Mutex::new(Turn { next: 0, done: 0, sink, failed: None });
-        let turned = Condvar::new();
+        let turns = Turns {
+            turn: Mutex::new(Turn { next: 0, done: 0, sink, failed: None }),
+            turned: Condvar::new(),
+        };
         let work = || {
             let mut cursor = Cursor::default();
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(chunk) = chunks.get(index) else { return };
-                let found = self.chunk(chunk.clone(), &mut cursor);
-                let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                while turn.next != index && turn.failed.is_none() {
-                    turn = turned.wait(turn).unwrap_or_else(PoisonError::into_inner);
-                }
-                if turn.failed.is_some() {
-                    return;
-                }
+                let mut tell = |found: &mut Found| match turns.wait(index) {
+                    Some(mut turn) => {
+                        hear(std::mem::take(found), turn.sink);
+                        Ok(())
+                    }
+                    // Whoever failed says so.
+                    None => Err(RequestError::Cancelled.into()),
+                };
+                let found = self.chunk(chunk.clone(), &mut cursor, &mut tell);
+                let Some(mut turn) = turns.wait(index) else { return };
                 let heard = found.and_then(|found| {
-                    self.hear(found, turn.sink);
+                    hear(found, turn.sink);
                     turn.done = turn.done.saturating_add(chunk.len() as u64);
                     match &options.progress {
                         Some(progress) if !progress(turn.done, self.tables.len() as u64) => {
@@ -65,7 +86,7 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
                 turn.failed = heard.err();
                 turn.next += 1;
                 drop(turn);
-                turned.notify_all();
+                turns.turned.notify_all();
             }
         };
         thread::scope(|scope| {
@@ -75,7 +96,7 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
             }
             work();
         });
-        let turn = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let turn = turns.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
         turn.failed.map_or(Ok(()), Err)
     }
 
@@ -89,7 +110,12 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
             .collect()
     }
 
-    fn chunk(&self, chunk: Range<usize>, cursor: &mut Cursor) -> Result<Found> {
+    fn chunk(
+        &self,
+        chunk: Range<usize>,
+        cursor: &mut Cursor,
+        tell: &mut Tell<'_>,
+    ) -> Result<Found> {
         let mut found = Found::default();
         let bytes = self.subject.cluster_bits().bytes();
         let mut tables = self.tables.get(chunk).unwrap_or_default();
@@ -102,7 +128,7 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
                 .count();
             let (side_by_side, rest) = tables.split_at(together.max(1));
             tables = rest;
-            self.read(first.offset, side_by_side, cursor, &mut found)?;
+            self.read(first.offset, side_by_side, cursor, &mut found, tell)?;
         }
         Ok(found)
     }
@@ -113,6 +139,7 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
         tables: &[Table],
         cursor: &mut Cursor,
         found: &mut Found,
+        tell: &mut Tell<'_>,
     ) -> Result<()> {
         let bits = self.subject.cluster_bits();
         if !bits.is_aligned(offset) && self.is_one_too_many(offset) {
@@ -123,7 +150,7 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
         let words = read_table(self.subject.storage, offset, count, "read an L2 table")?;
         let per_table = usize::try_from(per_table).unwrap_or(usize::MAX);
         for (table, words) in tables.iter().zip(words.chunks_exact(per_table)) {
-            self.table(table, words, cursor, found)?;
+            self.table(table, words, cursor, found, tell)?;
         }
         Ok(())
     }
@@ -134,18 +161,18 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
         let unaligned = self.tables.iter().filter(|table| !bits.is_aligned(table.offset));
         unaligned.take(UNALIGNED_MAX).all(|table| table.offset < offset)
     }
+}
 
-    fn hear(&self, found: Found, sink: &mut Sink<'_>) {
-        for (finding, times) in found.findings {
-            sink.tell(finding, times);
-        }
-        let (report, stored) = (&mut sink.report, found.stored);
-        for (total, more) in [
-            (&mut report.allocated_clusters, stored.allocated),
-            (&mut report.fragmented_clusters, stored.fragmented),
-            (&mut report.compressed_clusters, stored.compressed),
-        ] {
-            *total = total.saturating_add(more);
-        }
+fn hear(found: Found, sink: &mut Sink<'_>) {
+    for (finding, times) in found.findings {
+        sink.tell(finding, times);
+    }
+    let (report, stored) = (&mut sink.report, found.stored);
+    for (total, more) in [
+        (&mut report.allocated_clusters, stored.allocated),
+        (&mut report.fragmented_clusters, stored.fragmented),
+        (&mut report.compressed_clusters, stored.compressed),
+    ] {
+        *total = total.saturating_add(more);
     }
 }
