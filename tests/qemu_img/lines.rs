@@ -28,6 +28,10 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
     ("preallocation=full", "the clusters have the same places, the tables that count them others"),
     ("repair.qcow2", "what is damaged is repaired in place, where QEMU rebuilds or gives up"),
     ("t-corrupt-bit.qcow2", "what is marked corrupt is not copied, unless it is to be salvaged"),
+    (
+        "convert -n -c -O qcow2 raw.img into.qcow2",
+        "what is compressed takes the place of what was stored, where QEMU gives up",
+    ),
     ("128G", "a cluster that was freed keeps what it held in QEMU's file"),
 ];
 

@@ -18,8 +18,11 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::qemu::img;
+use crate::qemu::{Captured, captured, img};
 use crate::tool::memory_folder;
+
+/// Clusters that tables may take in our image and not in theirs.
+const CLUSTERS_ELSEWHERE: u64 = 2;
 
 /// How a program answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,20 +141,46 @@ impl Door {
         }
     }
 
-    /// Whether both are qcow2 images of the same kind with the same content, ours without leaks.
+    /// Whether both are qcow2 images of the same kind with the same content, ours without leaks and not
+    /// longer than theirs, but for tables that lie elsewhere. Each is looked at in its folder: names of
+    /// data files count from where QEMU is started.
     fn alike(&self, name: &str) -> bool {
-        let path = |folder: &str| self.folder.path().join(folder).join(name).display().to_string();
-        let (theirs, ours) = (path("theirs"), path("ours"));
-        let kind = |path: &str| {
-            let info = img(["info", "-f", "qcow2", "--output", "json", path]);
+        let folders = ["theirs", "ours"].map(|folder| self.folder.path().join(folder));
+        let fields = |folder: &PathBuf| {
+            let info = img_at(folder, &["info", "-f", "qcow2", "--output", "json", name]);
             let value: Value = serde_json::from_str(&info.stdout).unwrap_or_default();
             let fields = ["virtual-size", "cluster-size", "backing-filename", "format-specific"];
             fields.map(|field| value[field].clone())
         };
-        let clean = img(["check", "-q", "-f", "qcow2", &ours]).status.success();
-        let compare = ["compare", "-q", "-f", "qcow2", "-F", "qcow2"];
-        let same = img([&compare[..], &[&theirs, &ours]].concat()).status.success();
-        kind(&theirs)[0].is_u64() && kind(&theirs) == kind(&ours) && clean && same
+        let kinds = folders.each_ref().map(fields);
+        if !kinds[0][0].is_u64() || kinds[0] != kinds[1] {
+            return false;
+        }
+        let end = |folder: &PathBuf| {
+            let check = img_at(folder, &["check", "-f", "qcow2", "--output", "json", name]);
+            let value: Value = serde_json::from_str(&check.stdout).unwrap_or_default();
+            (check.status.success(), value["image-end-offset"].as_u64().unwrap_or(0))
+        };
+        let cluster = kinds[0][1].as_u64().unwrap_or(0);
+        let [(_, theirs), (clean, ours)] = folders.each_ref().map(end);
+        clean && ours <= theirs + CLUSTERS_ELSEWHERE * cluster && self.same_disk(name, &folders)
+    }
+
+    /// Whether both images hold the same disk, which each shows in its folder.
+    fn same_disk(&self, name: &str, folders: &[PathBuf; 2]) -> bool {
+        let disks = ["theirs.disk", "ours.disk"].map(|disk| self.folder.path().join(disk));
+        let shown = folders.iter().zip(&disks).all(|(folder, disk)| {
+            let disk = disk.to_str().unwrap();
+            let words = ["convert", "-f", "qcow2", "-O", "raw", name, disk];
+            img_at(folder, &words).status.success()
+        });
+        let [theirs, ours] = disks.each_ref().map(|disk| disk.to_str().unwrap());
+        let compare = ["compare", "-q", "-f", "raw", "-F", "raw", theirs, ours];
+        let same = shown && img(compare).status.success();
+        for disk in &disks {
+            let _ = fs::remove_file(disk);
+        }
+        same
     }
 
     fn same(&self, name: &str, length: u64) -> bool {
@@ -171,6 +200,11 @@ impl Door {
         }
         true
     }
+}
+
+/// What qemu-img answers in a folder.
+fn img_at(folder: &Path, words: &[&str]) -> Captured {
+    captured(Command::new("qemu-img").current_dir(folder).args(words))
 }
 
 /// The files of a folder and their lengths.

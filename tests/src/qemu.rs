@@ -71,8 +71,12 @@ pub fn io(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Captured {
 }
 
 fn run(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Captured {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
+    captured(Command::new(program).args(arguments))
+}
+
+/// Runs a program to its end, with nothing to read.
+pub(crate) fn captured(command: &mut Command) -> Captured {
+    command.stdin(Stdio::null());
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     Captured {

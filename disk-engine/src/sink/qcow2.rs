@@ -202,8 +202,12 @@ impl ExtentSink for Qcow2Sink<'_> {
         Ok(())
     }
 
-    /// Nothing is stored for zeros, unless there is something below to be hidden.
+    /// Nothing is stored for zeros, unless there is something below to be hidden, or they are to be
+    /// compressed. The writing thread takes their space where it is to be taken.
     fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        if self.rules.compresses_zeros() {
+            return lend_zeros(self, offset, length);
+        }
         let Some(below) = self.rules.below else { return Ok(()) };
         let end = offset.saturating_add(length).min(below.size());
         let mut at = offset;

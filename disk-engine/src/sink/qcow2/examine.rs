@@ -1,7 +1,7 @@
 //! What each cluster of a chunk is: nothing, zeros over something, data, or a payload.
 //!
 //! ```text
-//! all as below (nothing below: all zeros)   nothing is stored
+//! all as below (nothing below: all zeros)   nothing is stored, unless zeros are to be
 //! all zeros                                 a zero cluster
 //! smaller compressed, if that is wanted     a payload
 //! otherwise                                 data; with subclusters, each for itself
@@ -58,6 +58,11 @@ impl<'a> Rules<'a> {
         self.sparse == 0
     }
 
+    /// Whether zeros are looked at as data is: stored, and compressed.
+    pub(super) fn compresses_zeros(&self) -> bool {
+        self.stores_zeros() && self.compression.is_some() && self.below.is_none()
+    }
+
     /// Whether examining is work for threads of its own.
     pub(crate) fn is_heavy(&self) -> bool {
         self.compression.is_some() || self.below.is_some()
@@ -94,6 +99,8 @@ pub(super) struct Examined {
 pub(super) struct Examiner {
     encoder: Encoder,
     payload: Vec<u8>,
+    /// A cluster of zeros compressed, once there was one.
+    zeros: Vec<u8>,
     below: Vec<u8>,
 }
 
@@ -117,12 +124,15 @@ impl Examiner {
                 if !matches!(verdict, Verdict::Data | Verdict::Subclusters(_)) {
                     continue;
                 }
-                let smaller =
-                    self.encoder.encode(compression, cluster, &mut self.payload).map_err(failed)?;
+                // Of zeros there may be very many, and they are always the same.
+                let zeros = rules.compresses_zeros() && all_zero(cluster);
+                let payload = if zeros { &mut self.zeros } else { &mut self.payload };
+                let smaller = zeros && !payload.is_empty()
+                    || self.encoder.encode(compression, cluster, payload).map_err(failed)?;
                 if smaller {
                     let start = payloads.len();
-                    payloads.try_reserve(self.payload.len()).map_err(|_| no_memory())?;
-                    payloads.extend_from_slice(&self.payload);
+                    payloads.try_reserve(payload.len()).map_err(|_| no_memory())?;
+                    payloads.extend_from_slice(payload);
                     *verdict = Verdict::Payload(start..payloads.len());
                 }
             }

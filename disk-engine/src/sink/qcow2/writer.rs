@@ -154,9 +154,10 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
         self.reserved = 0;
         self.written.store(0, Ordering::Relaxed);
         let mut image = self.image.clone();
-        let alone = self.rules.below.is_none();
-        if self.rules.stores_zeros() && alone && image.wanted_preallocation() == Preallocation::Off
-        {
+        let reserves = self.rules.stores_zeros()
+            && self.rules.below.is_none()
+            && !self.rules.compresses_zeros();
+        if reserves && image.wanted_preallocation() == Preallocation::Off {
             image = image.preallocation(Preallocation::Full);
         }
         let size = match shape.size {
