@@ -9,7 +9,7 @@
 use testkit::random::Random;
 
 /// Files that lines make; removed after each.
-pub const MADE: &[&str] = &["data", "new", "new2", "new.raw"];
+pub const MADE: &[&str] = &["data", "new", "new2", "new.raw", "sub/data", "sub/new"];
 
 /// Files that lines write to; made what they were after a line with their name.
 pub const RESTORED: &[&str] = &["leaky.qcow2", "repair.qcow2", "into.qcow2", "into.raw"];
@@ -70,6 +70,9 @@ const EACH: &[&str] = &[
 
 /// Lines of every command.
 const LINES: &str = include_str!("lines.txt");
+
+/// What a program that has an image open was told, and a line that is asked meanwhile.
+pub const HELD: &str = include_str!("held.txt");
 
 /// Words between spaces; `~` is a space within one.
 fn words(line: &str) -> Vec<String> {

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,6 +33,23 @@ pub struct Answer {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
+}
+
+/// What qemu-io says when it waits for commands.
+const PROMPT: &[u8; 8] = b"qemu-io>";
+
+/// Two programs that each have an image open, until this is dropped.
+#[derive(Debug)]
+pub struct Held([Child; 2]);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for holder in &mut self.0 {
+            // No more commands come.
+            drop(holder.stdin.take());
+            let _ = holder.wait();
+        }
+    }
 }
 
 /// Two folders and two programs.
@@ -91,6 +108,25 @@ impl Door {
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             }
         })
+    }
+
+    /// Has qemu-io hold an image in each folder, opened as `words` say.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started, or does not open the image.
+    #[must_use]
+    pub fn hold(&self, words: &[&str]) -> Held {
+        Held(["theirs", "ours"].map(|folder| {
+            let mut command = Command::new("qemu-io");
+            command.args(words).current_dir(self.folder.path().join(folder));
+            let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            // It asks for commands once it has opened the image.
+            let mut prompt = [0; PROMPT.len()];
+            holder.stdout.as_mut().unwrap().read_exact(&mut prompt).unwrap();
+            assert_eq!(prompt, *PROMPT, "{command:?}");
+            holder
+        }))
     }
 
     /// What is not the same in both folders, one line each; such files are removed from both. With
@@ -207,14 +243,19 @@ fn img_at(folder: &Path, words: &[&str]) -> Captured {
     captured(Command::new("qemu-img").current_dir(folder).args(words))
 }
 
-/// The files of a folder and their lengths.
+/// The files of a folder, and of those in it, and their lengths.
 fn listing(folder: &Path) -> BTreeMap<String, u64> {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_type().unwrap().is_file())
-        .map(|entry| {
-            (entry.file_name().to_string_lossy().into_owned(), entry.metadata().unwrap().len())
-        })
-        .collect()
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            let inner = listing(&entry.path());
+            files
+                .extend(inner.into_iter().map(|(file, length)| (format!("{name}/{file}"), length)));
+        } else if kind.is_file() {
+            files.insert(name, entry.metadata().unwrap().len());
+        }
+    }
+    files
 }

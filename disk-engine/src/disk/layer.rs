@@ -27,6 +27,8 @@ use crate::sys::{space, sparse};
 #[derive(Debug)]
 pub(super) struct Layer {
     path: PathBuf,
+    /// Its external data file, as that was opened.
+    data_path: Option<PathBuf>,
     content: Content,
     /// Whether what is stored may be a hole of the file, and then is zeros.
     holes: bool,
@@ -60,19 +62,27 @@ impl From<qcow2_format::Error> for Failure {
 
 impl Layer {
     pub(super) fn raw(disk: RawDisk, path: PathBuf) -> Self {
-        Self { path, content: Content::Raw(disk), holes: false }
+        Self { path, data_path: None, content: Content::Raw(disk), holes: false }
     }
 
-    pub(super) fn qcow2(image: Image<ImageFile>, path: PathBuf) -> Self {
-        Self { path, content: Content::Qcow2(Box::new(image)), holes: false }
+    pub(super) fn qcow2(
+        image: Image<ImageFile>,
+        path: PathBuf,
+        data_path: Option<PathBuf>,
+    ) -> Self {
+        Self { path, data_path, content: Content::Qcow2(Box::new(image)), holes: false }
     }
 
     pub(super) fn writable_raw(disk: WritableRaw, path: PathBuf) -> Self {
-        Self { path, content: Content::WritableRaw(disk), holes: false }
+        Self { path, data_path: None, content: Content::WritableRaw(disk), holes: false }
     }
 
-    pub(super) fn writable_qcow2(image: WritableImage<ImageFile>, path: PathBuf) -> Self {
-        Self { path, content: Content::WritableQcow2(Box::new(image)), holes: false }
+    pub(super) fn writable_qcow2(
+        image: WritableImage<ImageFile>,
+        path: PathBuf,
+        data_path: Option<PathBuf>,
+    ) -> Self {
+        Self { path, data_path, content: Content::WritableQcow2(Box::new(image)), holes: false }
     }
 
     /// Has the holes of its file count as zeros, if it was preallocated: if it uses far more clusters
@@ -126,6 +136,10 @@ impl Layer {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn data_path(&self) -> Option<&Path> {
+        self.data_path.as_deref()
     }
 
     pub(super) fn format(&self) -> BaseFormat {

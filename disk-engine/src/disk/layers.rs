@@ -33,6 +33,8 @@ const PIECES_MAX: usize = 64;
 pub struct DiskImage<'a> {
     /// Where it lies, as its overlay or the caller names it.
     pub path: &'a Path,
+    /// Where its external data file lies, if it has one.
+    pub data_file: Option<&'a Path>,
     /// Its format.
     pub format: BaseFormat,
     /// Size of its disk in bytes.
@@ -53,6 +55,7 @@ impl<'a> DiskImage<'a> {
         };
         Self {
             path: layer.path(),
+            data_file: layer.data_path(),
             format: layer.format(),
             size: layer.size(),
             dirty: marked(IncompatibleFeatures::DIRTY),

@@ -42,6 +42,7 @@ pub use layers::DiskImage;
 pub use map::{DiskRun, DiskRuns};
 pub use opened::{Disk, DiskFile, DiskOptions, PastEnd};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
+pub use policy::DataFileNames;
 pub use raw::RawDisk;
 pub use status::BlockStatus;
 pub use writable::{WritableDisk, WritableDiskOptions};

@@ -24,7 +24,7 @@ use crate::disk::content::{ContentRun, DiskContent, StoredRun};
 use crate::disk::layers::{DiskImage, Layers};
 use crate::disk::map::DiskRuns;
 use crate::disk::opening;
-use crate::disk::policy::BackingPolicy;
+use crate::disk::policy::{BackingPolicy, DataFileNames};
 use crate::disk::status::BlockStatus;
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -40,6 +40,8 @@ pub struct DiskOptions {
     pub policy: BackingPolicy,
     /// Which external data files may be opened: by default none.
     pub data_files: BackingPolicy,
+    /// What their names count from if they are relative.
+    pub data_file_names: DataFileNames,
     /// The id or name of the top image's snapshot that is read, instead of its active disk.
     pub snapshot: Option<String>,
     /// Bytes of table entries kept in memory.
@@ -74,6 +76,7 @@ impl Default for DiskOptions {
         Self {
             policy: BackingPolicy::default(),
             data_files: BackingPolicy::Deny,
+            data_file_names: DataFileNames::default(),
             snapshot: None,
             l2_cache: 4 << 20,
             cluster_cache: 8 << 20,

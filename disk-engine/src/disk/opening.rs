@@ -7,7 +7,9 @@
 //! The top comes last: opened for writing it may be repaired at once, and an open that fails has
 //! changed nothing. Callers: `opened`, `writable`.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::feature::IncompatibleFeatures;
@@ -51,9 +53,9 @@ pub(super) fn open(
     let mut files = Vec::new();
     for (depth, image) in chain.images.iter().enumerate() {
         let access = if depth == 0 { access } else { Access::Read };
-        let file = match named_data_file(image, &options.data_files, access)? {
+        let file = match named_data_file(image, options, access)? {
             None => None,
-            Some((file, path)) => Some(locked(file, &path, access, options.locking)?),
+            Some((file, path)) => Some((locked(file, &path, access, options.locking)?, path)),
         };
         files.push(file);
     }
@@ -81,10 +83,16 @@ pub(super) fn of_files(
         images.push((file.file, file.path, file.format));
     }
     let chain = Chain::of_files(access, images, options.locking)?;
-    let data_files = data_files.into_iter().map(|(file, path, access)| {
-        file.map(|file| locked(file, &path, access, options.locking)).transpose()
+    let headers = chain.images.iter().map(|image| image.header.as_ref());
+    let data_files = data_files.into_iter().zip(headers).map(|((file, path, access), header)| {
+        let file = file.map(|file| locked(file, &path, access, options.locking)).transpose()?;
+        // It was not opened by its name, which says what it is called.
+        let name = header.and_then(Header::external_data_file).unwrap_or_default();
+        let beside = options.data_file_names.from(&path).parent().unwrap_or(Path::new(""));
+        Ok(file.map(|file| (file, beside.join(OsStr::from_bytes(name)))))
     });
-    layers(chain.images, data_files.collect::<Result<_>>()?, options, writing)
+    let data_files = data_files.collect::<Result<_>>()?;
+    layers(chain.images, data_files, options, writing)
 }
 
 fn access(options: &DiskOptions, writing: Option<&Writing>) -> Result<Access> {
@@ -114,7 +122,7 @@ fn check_writable(file: &File, path: &Path) -> Result<()> {
 
 fn layers(
     images: Vec<ChainImage>,
-    data_files: Vec<Option<ImageFile>>,
+    data_files: Vec<Option<(ImageFile, PathBuf)>>,
     options: &DiskOptions,
     writing: Option<&Writing>,
 ) -> Result<Layers> {
@@ -124,7 +132,7 @@ fn layers(
         .collect::<Result<Vec<_>>>()?;
     // The top's data file comes first. If it is written to, no other may be the same.
     for (depth, (image, data)) in images.iter().zip(&data_files).enumerate() {
-        let Some(data) = data else { continue };
+        let Some((data, _)) = data else { continue };
         let identity = identity(data.file(), &image.path)?;
         if identities.contains(&identity) {
             let message = "the external data file is an image of the chain";
@@ -187,7 +195,7 @@ fn layers(
 
 fn reading(
     image: ChainImage,
-    data: Option<ImageFile>,
+    data: Option<(ImageFile, PathBuf)>,
     options: &ReadOptions,
     snapshot: bool,
 ) -> Result<Layer> {
@@ -199,13 +207,20 @@ fn reading(
             return Err(Error::new(ErrorKind::InvalidInput, message).with_path(path));
         }
         (BaseFormat::Raw, None) => return Ok(Layer::raw(RawDisk::over(file, &path)?, path)),
-        (BaseFormat::Qcow2, None) => Image::open(file, options),
-        (BaseFormat::Qcow2, Some(data)) => Image::open_with_data(file, data, options),
+        (BaseFormat::Qcow2, None) => Image::open(file, options).map(|image| (image, None)),
+        (BaseFormat::Qcow2, Some((data, data_path))) => {
+            Image::open_with_data(file, data, options).map(|image| (image, Some(data_path)))
+        }
     };
-    opened.map(|image| Layer::qcow2(image, path.clone())).map_err(|error| from_format(error, &path))
+    let (image, data_path) = opened.map_err(|error| from_format(error, &path))?;
+    Ok(Layer::qcow2(image, path, data_path))
 }
 
-fn for_writing(image: ChainImage, data: Option<ImageFile>, writing: Writing) -> Result<Layer> {
+fn for_writing(
+    image: ChainImage,
+    data: Option<(ImageFile, PathBuf)>,
+    writing: Writing,
+) -> Result<Layer> {
     let ChainImage { path, format, file, .. } = image;
     let options = &writing.image;
     let opened = match (format, data) {
@@ -214,12 +229,13 @@ fn for_writing(image: ChainImage, data: Option<ImageFile>, writing: Writing) -> 
             let disk = RawDisk::over(file, &path)?;
             return Ok(Layer::writable_raw(WritableRaw::new(disk, writing.raw), path));
         }
-        (BaseFormat::Qcow2, None) => WritableImage::open(file, options),
-        (BaseFormat::Qcow2, Some(data)) => WritableImage::open_with_data(file, data, options),
+        (BaseFormat::Qcow2, None) => WritableImage::open(file, options).map(|image| (image, None)),
+        (BaseFormat::Qcow2, Some((data, data_path))) => {
+            WritableImage::open_with_data(file, data, options).map(|image| (image, Some(data_path)))
+        }
     };
-    opened
-        .map(|image| Layer::writable_qcow2(image, path.clone()))
-        .map_err(|error| from_format(error, &path))
+    let (image, data_path) = opened.map_err(|error| from_format(error, &path))?;
+    Ok(Layer::writable_qcow2(image, path, data_path))
 }
 
 fn raw_with_data_file(path: &Path) -> Error {
@@ -229,7 +245,7 @@ fn raw_with_data_file(path: &Path) -> Error {
 /// Opens the external data file that `image` has, as `policy` allows.
 fn named_data_file(
     image: &ChainImage,
-    policy: &BackingPolicy,
+    options: &DiskOptions,
     access: Access,
 ) -> Result<Option<(File, PathBuf)>> {
     let external = |header: &&Header| {
@@ -240,9 +256,10 @@ fn named_data_file(
         let message = "the image does not name its external data file";
         return Err(Error::new(ErrorKind::NotFound, message).with_path(&image.path));
     };
+    let (policy, beside) = (&options.data_files, options.data_file_names.from(&image.path));
     let opened = match access {
-        Access::Write => policy.open_data_file_for_writing(&image.path, name),
-        Access::Read | Access::ReadShared => policy.open_data_file(&image.path, name),
+        Access::Write => policy.open_data_file_for_writing(beside, name),
+        Access::Read | Access::ReadShared => policy.open_data_file(beside, name),
     };
     opened.map(Some).map_err(|error| match error.kind() {
         ErrorKind::Refused if *policy == BackingPolicy::Deny => {

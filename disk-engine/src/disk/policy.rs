@@ -96,6 +96,28 @@ impl BackingPolicy {
     }
 }
 
+/// What a relative name of an external data file counts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataFileNames {
+    /// The folder of the image that has it.
+    #[default]
+    OfImage,
+    /// The folder that the program works in, whatever image has it: so QEMU reads these names, other than
+    /// those of backing files.
+    OfWorkingFolder,
+}
+
+impl DataFileNames {
+    /// What is in the folder that the names in the image at `image` count from.
+    pub(crate) fn from(self, image: &Path) -> &Path {
+        match self {
+            Self::OfImage => image,
+            Self::OfWorkingFolder => Path::new("image"),
+        }
+    }
+}
+
 /// The path a backing file name means. Nothing is opened.
 ///
 /// # Errors

@@ -110,16 +110,16 @@ pub fn convert(
     Ok(report)
 }
 
+/// What is said of a target that is read from.
+pub(crate) const READ_FROM: &str = "the source would be replaced by what is read from it";
+
 /// A target that is read from, or stood on, would be gone before it was read.
 fn refuse_same(origin: &Origin, options: &ConvertOptions, target: &Path) -> Result<()> {
     let below = options.below.iter().flat_map(Below::files);
     if origin.is_file(target) || below.into_iter().any(|file| same(&file, target)) {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "the source would be replaced by what is read from it",
-        )
-        .with_path(target)
-        .with_hint("choose another target"));
+        return Err(Error::new(ErrorKind::InvalidInput, READ_FROM)
+            .with_path(target)
+            .with_hint("choose another target"));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use qcow2_format::{CreateOptions, Header};
 
 use crate::base::BaseImage;
 use crate::disk::chain::from_format;
-use crate::disk::policy::plain_path;
+use crate::disk::policy::{DataFileNames, plain_path};
 use crate::error::Result;
 use crate::sys::pending::{Durability, Existing, FileMode};
 pub(crate) use files::{NewFiles, storage_in};
@@ -31,16 +31,23 @@ pub struct CreateFileOptions {
     pub durability: Durability,
     /// The file's permission bits.
     pub mode: FileMode,
+    /// What a relative name of an external data file counts from.
+    pub data_file_names: DataFileNames,
 }
 
 impl Default for CreateFileOptions {
     fn default() -> Self {
-        Self { existing: Existing::Refuse, durability: Durability::None, mode: FileMode::Umask }
+        Self {
+            existing: Existing::Refuse,
+            durability: Durability::None,
+            mode: FileMode::Umask,
+            data_file_names: DataFileNames::default(),
+        }
     }
 }
 
 /// Makes the image `image` describes at `path`, and its external data file if it has one, and
-/// returns its header. A relative name of the data file counts from the image's folder.
+/// returns its header.
 ///
 /// # Errors
 ///

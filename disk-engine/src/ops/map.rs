@@ -9,12 +9,8 @@
 //! disk is counted in sectors of 512 bytes: each belongs to the entry that has its first byte. Callers:
 //! `cli::map`.
 
-use std::ffi::OsStr;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-use qcow2_format::Header;
 
 use crate::base::BaseFormat;
 use crate::disk::sectors::{SECTOR, whole_sectors};
@@ -127,14 +123,9 @@ struct Layer {
 
 impl Layer {
     fn of(image: &DiskImage<'_>, top: &Path) -> Self {
-        let folder = image.path.parent().unwrap_or(Path::new(""));
-        let data = image.header.as_deref().and_then(Header::external_data_file);
-        let file = match data {
-            Some(name) => folder.join(OsStr::from_bytes(name)),
-            None => image.path.to_path_buf(),
-        };
+        let file = image.data_file.unwrap_or(image.path);
         Self {
-            file: names::reported(top, &file).to_path_buf(),
+            file: names::reported(top, file).to_path_buf(),
             raw_end: (image.format == BaseFormat::Raw).then_some(image.size),
         }
     }

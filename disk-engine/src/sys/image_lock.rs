@@ -241,6 +241,17 @@ pub fn lock_for_writing(file: &File) -> io::Result<bool> {
     }
 }
 
+/// What another program does with `file`, or keeps to itself, that is in the way of whoever would write
+/// to it; `None` if nothing is, or nobody can say. No lock is left.
+pub fn conflict_for_writing(file: &File) -> Option<Conflict> {
+    match take_patiently(file, Access::Write) {
+        Ok(()) => release(file, Access::Write),
+        Err(LockError::InUse(conflict)) => return Some(conflict),
+        Err(LockError::Io(_)) => {}
+    }
+    None
+}
+
 /// Whether a QEMU, or a program that locks like one, has `file` open in any way.
 ///
 /// # Errors
@@ -316,15 +327,15 @@ fn take_bytes(file: &File, access: Access) -> Result<(), LockError> {
         let free = set(file, libc::F_RDLCK, UNSHARED + permission.bit())?;
         free.then_some(()).ok_or(Conflict::Uses(permission))?;
     }
-    // What the other one does tells more than what it forbids.
-    for &permission in access.keeps() {
-        if others(file, USED + permission.bit(), 1)? {
-            return Err(Conflict::Uses(permission).into());
-        }
-    }
+    // In QEMU's order, so that the same is told of the same holder.
     for &permission in access.uses() {
         if others(file, UNSHARED + permission.bit(), 1)? {
             return Err(Conflict::Keeps(permission).into());
+        }
+    }
+    for &permission in access.keeps() {
+        if others(file, USED + permission.bit(), 1)? {
+            return Err(Conflict::Uses(permission).into());
         }
     }
     Ok(())

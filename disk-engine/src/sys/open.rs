@@ -10,6 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{AccessFlags, access};
 
 fn careful() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -99,6 +100,15 @@ pub fn is_misplaced(error: &io::Error) -> bool {
 pub fn is_same_file(metadata: &Metadata, path: &Path) -> bool {
     let same = |other: Metadata| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino());
     fs::metadata(path).is_ok_and(same)
+}
+
+/// Whether the caller may make files in `folder`.
+///
+/// # Errors
+///
+/// Why not.
+pub fn takes_files(folder: &Path) -> io::Result<()> {
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
 }
 
 fn is_plain(path: &Path) -> bool {

@@ -72,6 +72,11 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         return Err(Stop::said(format!("Could not open '{}': {reason}", named.shown)));
     }
     options.locking = named.locking();
+    if options.repair.is_some()
+        && let Some(taken) = complaint::taken(&named.path, &named.path.to_string_lossy())
+    {
+        return Err(Stop::said(format!("Could not open '{}': {taken}", named.shown)));
+    }
     if options.repair.is_some() && naming.format.is_none() && named.format == BaseFormat::Raw {
         tell(&format!(
             "WARNING: Image format was not specified for '{0}' and probing guessed raw.\n         \

@@ -58,7 +58,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         return Err(Stop::usage("Expecting two image file names"));
     };
     let open = |naming: &Naming, word| {
-        let named = naming.resolve(word)?;
+        let named = naming.resolve(word)?.looked_at();
         named.check(None).map(|()| named)
     };
     let progress = progress && !quiet;

@@ -15,10 +15,13 @@ use qcow2_format::error::{FieldError, RequestError, Unsupported, Violation};
 use super::Stop;
 use super::image::Named;
 use crate::base::BaseFormat;
-use crate::disk::chain::{DEPTH_MAX, backing_format};
+use crate::disk::chain::{DEPTH_MAX, backing_format, open_top};
 use crate::disk::{inspect, policy};
 use crate::error::{Error, ErrorKind};
-use crate::sys::image_lock::Conflict;
+use crate::ops::convert::READ_FROM;
+use crate::sys::image_lock::{self, Conflict, Permission};
+
+const BACKING: &str = "Could not open backing file: ";
 
 /// Why `named` could not be opened.
 pub(super) fn not_opened(named: &Named, error: &Error) -> Stop {
@@ -36,11 +39,14 @@ pub(super) fn not_opened(named: &Named, error: &Error) -> Stop {
                 if error.path() == Some(path.as_path()) && error.kind() != ErrorKind::NotFound {
                     break;
                 }
-                reason.push_str("Could not open backing file: ");
+                // A raw image is locked only when it becomes what another stands on.
+                if next_format != BaseFormat::Raw || !is_conflict(error) {
+                    reason.push_str(BACKING);
+                }
                 (path, format) = (next, next_format);
             }
             Below::Refused(error) => {
-                reason.push_str("Could not open backing file: ");
+                reason.push_str(BACKING);
                 reason.push_str(&self::reason(&error, &path));
                 return Stop::said(format!("Could not open '{}': {reason}", named.shown));
             }
@@ -156,8 +162,40 @@ pub(super) fn strerror(error: &std::io::Error) -> String {
     }
 }
 
+/// What is said of a file at `path` that is to be written to and that another program has, in a way that
+/// forbids this; `None` if none does.
+pub(super) fn taken(path: &Path, shown: &str) -> Option<String> {
+    let file = open_top(path).ok()?;
+    image_lock::conflict_for_writing(&file).map(|conflict| in_use(conflict, shown))
+}
+
+/// What is said of a file that is to be written to and that the same command reads.
+pub(super) fn read_from(shown: &str) -> String {
+    in_use(Conflict::Keeps(Permission::Write), shown)
+}
+
+/// Whether an error that names a source came while that was read.
+pub(super) fn is_read(error: &Error) -> bool {
+    error.message() != READ_FROM
+}
+
+/// Whether an error that no source is to blame for came while the target's content was written.
+pub(super) fn is_write(error: &Error) -> bool {
+    error.io_error().is_some() && error.offset().is_some()
+}
+
+/// What a system call failed with, or what we say ourselves.
+pub(super) fn cause(error: &Error) -> String {
+    error.io_error().map_or_else(|| own(error), strerror)
+}
+
+fn is_conflict(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    error.kind() == ErrorKind::Busy
+        && source.and_then(|source| source.downcast_ref::<Conflict>()).is_some()
+}
+
 fn in_use(conflict: Conflict, shown: &str) -> String {
-    use crate::sys::image_lock::Permission;
     let name = |permission| match permission {
         Permission::ConsistentRead => "consistent read",
         Permission::Write => "write",

@@ -10,29 +10,32 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::image::Preallocation;
 
 use super::asked::{Asked, KNOWN};
 use super::compare::is_cache_mode;
-use super::create::{self, destination};
+use super::create;
 use super::getopt::Words;
 use super::image::{Named, Naming};
 use super::new_image;
 use super::opts::{self, Opts, Target};
+use super::place::Place;
 use super::progress::shown;
 use super::{Outcome, Stop, complaint, device, next_option, print, warn};
 use crate::base::BaseFormat;
 use crate::control::Event;
 use crate::disk::sectors::whole_sectors;
-use crate::disk::{DiskOptions, WritableDiskOptions};
+use crate::disk::{DataFileNames, Disk, DiskContent, DiskOptions, WritableDiskOptions};
 use crate::error::Error;
 use crate::ops::convert::{
-    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, TargetFormat,
-    convert,
+    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, READ_FROM,
+    TargetFormat, convert,
 };
 use crate::sink::CopyOffload;
+use crate::source::content::is_zero;
 use crate::sys::pending::{Durability, Existing};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
@@ -89,12 +92,17 @@ impl Asked {
                 source.check(Some(snapshot))?;
             }
         }
-        let size = named.iter().map(|source| self.size_of(source)).sum::<Outcome<u64>>()?;
+        let (mut size, mut read) = (0_u64, Vec::new());
+        for source in &named {
+            let (one, files) = source.size_and_files(&self.spec(source).disk)?;
+            size = size.saturating_add(one);
+            read.extend(files);
+        }
         let format = self.format.as_deref().unwrap_or("raw");
-        let (path, mut options) = if self.into_existing {
+        let (goal, mut options) = if self.into_existing {
             self.existing(target, format, size)?
         } else {
-            self.new_image(target, format, size, named.len())?
+            self.new_image(target, format, size, &named)?
         };
         self.unsupported()?;
         if let Some(mode) = cache(&self.target_cache) {
@@ -106,6 +114,7 @@ impl Asked {
         options.sparse = self.sparse.unwrap_or(4096);
         options.existing = Existing::Overwrite;
         options.mode = create::MODE;
+        options.data_file_names = DataFileNames::OfWorkingFolder;
         options.target_is_zero = self.target_is_zero;
         options.offload = match (self.offload, self.sparse) {
             (true, _) => CopyOffload::Copy,
@@ -124,8 +133,15 @@ impl Asked {
             _ => None,
         });
         let source = named.iter().map(|source| self.spec(source)).collect();
-        let report = convert(ConvertSource::Images(source), ConvertTarget::File(&path), &options);
-        let report = report.map_err(|error| failed(target, format, &options, &error))?;
+        let report =
+            convert(ConvertSource::Images(source), ConvertTarget::File(goal.path()), &options);
+        let report = report.map_err(|error| match error.path() {
+            Some(path) if complaint::is_read(&error) && read.iter().any(|read| read == path) => {
+                let (at, cause) = (error.offset().unwrap_or(0), complaint::cause(&error));
+                Stop::said(format!("error while reading at byte {at}: {cause}"))
+            }
+            _ => goal.failed(&target.to_string_lossy(), format, &error),
+        })?;
         self.tell_unreadable(&report);
         if progress {
             print("    (100.00/100%)\r");
@@ -147,12 +163,6 @@ impl Asked {
         DiskSpec { path: source.path.clone(), format: source.format, disk }
     }
 
-    fn size_of(&self, source: &Named) -> Outcome<u64> {
-        let spec = self.spec(source);
-        let disk = Below::open(&spec).map_err(|error| complaint::not_opened(source, &error))?;
-        Ok(whole_sectors(disk.size()))
-    }
-
     /// What is asked for and not done here.
     fn unsupported(&self) -> Outcome<()> {
         let format = self.format.as_deref().unwrap_or("raw");
@@ -166,22 +176,23 @@ impl Asked {
     }
 
     /// The disk that is there, and how it is written to.
-    fn existing(
-        &self,
-        target: &OsStr,
-        format: &str,
-        size: u64,
-    ) -> Outcome<(PathBuf, ConvertOptions)> {
+    fn existing(&self, target: &OsStr, format: &str, size: u64) -> Outcome<(Goal, ConvertOptions)> {
         let stated = if self.target_image_opts { None } else { Some(format.to_owned()) };
         let naming =
             Naming { format: stated, image_opts: self.target_image_opts, force_share: false };
+        let small = || Stop::said("output file is smaller than input file");
         let named = naming.resolve(target)?;
+        let device = named.path.metadata().is_ok_and(|file| file.file_type().is_char_device());
+        if device && named.format == BaseFormat::Raw && size > 0 {
+            return Err(small());
+        }
+        if let Some(taken) = complaint::taken(&named.path, &named.path.to_string_lossy()) {
+            return Err(Stop::said(format!("Could not open '{}': {taken}", named.shown)));
+        }
         named.check(None)?;
-        let spec = DiskSpec { path: named.path.clone(), format: named.format, disk: named.disk() };
-        let room =
-            Below::open(&spec).map_err(|error| complaint::not_opened(&named, &error))?.size();
-        if whole_sectors(room) < size {
-            return Err(Stop::said("output file is smaller than input file"));
+        let (room, _) = named.size_and_files(&named.disk())?;
+        if room < size {
+            return Err(small());
         }
         let format = match named.format {
             BaseFormat::Raw if self.compress => return Err(Stop::said(NOT_COMPRESSED)),
@@ -195,7 +206,7 @@ impl Asked {
             target: WritableDiskOptions { disk: named.disk(), ..WritableDiskOptions::default() },
             ..ConvertOptions::new(format)
         };
-        Ok((named.path, options))
+        Ok((Goal::There(named), options))
     }
 
     /// The file to make, and what it is to be.
@@ -204,10 +215,10 @@ impl Asked {
         target: &OsStr,
         format: &str,
         size: u64,
-        sources: usize,
-    ) -> Outcome<(PathBuf, ConvertOptions)> {
+        sources: &[Named],
+    ) -> Outcome<(Goal, ConvertOptions)> {
         let made = create::target(format).map_err(Stop::said)?;
-        let path = destination(target).map_err(Stop::said)?;
+        let place = Place::new(target, made).map_err(Stop::said)?;
         let mut asked = Opts::new(made);
         if let Some(list) = &self.list {
             asked.parse(list)?;
@@ -224,7 +235,7 @@ impl Asked {
             })?;
         }
         let backing = self.backing.clone().or(asked.text("backing_file").map(OsString::from));
-        if backing.is_some() && sources > 1 {
+        if backing.is_some() && sources.len() > 1 {
             return Err(Stop::said(
                 "Having a backing file for the target makes no sense when concatenating multiple \
                  input images",
@@ -245,6 +256,8 @@ impl Asked {
         let shown = target.to_string_lossy().into_owned();
         let refused =
             |text: String| Stop::said(format!("{shown}: error while converting {format}: {text}"));
+        let place = place.with_data_file(asked.text("data_file"));
+        place.check_folders().map_err(refused)?;
         // As large as what is read, whatever `-o size` says.
         let mut options = ConvertOptions::new(match made {
             Target::Raw => {
@@ -257,20 +270,56 @@ impl Asked {
                 TargetFormat::Qcow2(image)
             }
         });
-        create::check_folder(&path).map_err(refused)?;
         options.size = Some(size);
         if let TargetFormat::Raw { preallocation } = options.format
-            && device::taking(&path, size, preallocation).map_err(refused)?.is_some()
+            && device::taking(&place.path, size, preallocation).map_err(refused)?.is_some()
         {
             options.into_existing = true;
         }
         if let Some(backing) = &backing {
-            options.below = Some(below(&path, &shown, backing, asked.text("backing_fmt"))?);
+            options.below = Some(below(&place.path, &shown, backing, asked.text("backing_fmt"))?);
         }
-        Ok((path, options))
+        if self.compress && asked.text("data_file").is_some() {
+            return Err(self.not_compressed(sources, asked.number("cluster_size"))?);
+        }
+        Ok((Goal::New(place), options))
     }
 }
 
+impl Asked {
+    /// Nothing in an external data file is compressed, which qemu-img finds out with the first data.
+    fn not_compressed(&self, sources: &[Named], cluster: Option<u64>) -> Outcome<Stop> {
+        const PIECE: u64 = 2 << 20;
+        let cluster = cluster.unwrap_or(65536);
+        let (mut start, mut bytes) = (0_u64, Vec::new());
+        for source in sources {
+            let spec = self.spec(source);
+            let unread = |error: Error| complaint::not_opened(source, &error);
+            let how = DiskOptions { holes: true, ..spec.disk };
+            let disk = Disk::open(&spec.path, spec.format, &how).map_err(unread)?;
+            for run in disk.map(0..disk.size()).map_err(unread)? {
+                let run = run.map_err(unread)?;
+                let end = run.start.saturating_add(run.length);
+                let mut at = if run.zero { end } else { run.start - run.start % cluster };
+                while at < end {
+                    let piece = PIECE.min(end - at);
+                    bytes.resize(usize::try_from(piece).unwrap_or(0), 0);
+                    disk.read_at(&mut bytes, at).map_err(unread)?;
+                    if !is_zero(&bytes) {
+                        let at = start.saturating_add(at);
+                        let text = format!("error while writing at byte {at}: {NOT_SUPPORTED}");
+                        return Ok(Stop::said(text));
+                    }
+                    at = at.saturating_add(piece);
+                }
+            }
+            start = start.saturating_add(whole_sectors(disk.size()));
+        }
+        Ok(Stop::silent(1))
+    }
+}
+
+const NOT_SUPPORTED: &str = "Operation not supported";
 const NOT_COMPRESSED: &str = "Compression not supported for this file format";
 
 /// The disk that the new image at `path` will stand on.
@@ -291,24 +340,36 @@ fn below(path: &Path, shown: &str, backing: &OsStr, format: Option<&str>) -> Out
     Below::open(&spec).map_err(|error| prefix(complaint::not_opened(&named, &error), &start))
 }
 
-/// Why nothing came of it.
-fn failed(target: &OsStr, format: &str, options: &ConvertOptions, error: &Error) -> Stop {
-    let shown = target.to_string_lossy();
-    let of_target = error.path().is_some_and(|path| path == Path::new(target));
-    let cause = error.io_error().map(complaint::strerror);
-    match (of_target, cause, error.offset()) {
-        (true, _, _) if !options.into_existing => {
-            let text = create::not_made(Path::new(target), error);
-            Stop::said(format!("{shown}: error while converting {format}: {text}"))
+/// Where the disk goes.
+enum Goal {
+    New(Place),
+    There(Named),
+}
+
+impl Goal {
+    fn path(&self) -> &Path {
+        match self {
+            Self::New(place) => &place.path,
+            Self::There(named) => &named.path,
         }
-        (true, cause, _) => {
-            let cause = cause.unwrap_or_else(|| complaint::own(error));
-            Stop::said(format!("error while writing to {shown}: {cause}"))
+    }
+
+    /// Why nothing came of it, which no source is to blame for.
+    fn failed(&self, shown: &str, format: &str, error: &Error) -> Stop {
+        if complaint::is_write(error) {
+            let (at, cause) = (error.offset().unwrap_or(0), complaint::cause(error));
+            return Stop::said(format!("error while writing at byte {at}: {cause}"));
         }
-        (false, cause, offset) => {
-            let cause = cause.unwrap_or_else(|| complaint::own(error));
-            let at = offset.unwrap_or(0);
-            Stop::said(format!("error while reading at byte {at}: {cause}"))
+        match self {
+            Self::New(place) => {
+                let reason = place.not_made(error);
+                Stop::said(format!("{shown}: error while converting {format}: {reason}"))
+            }
+            Self::There(named) if error.message() == READ_FROM => {
+                let reason = complaint::read_from(&named.path.to_string_lossy());
+                Stop::said(format!("Could not open '{}': {reason}", named.shown))
+            }
+            Self::There(named) => complaint::not_opened(named, error),
         }
     }
 }

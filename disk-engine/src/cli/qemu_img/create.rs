@@ -2,24 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-
-use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
 
 use super::getopt::{Known, Words, flag, long_value, value};
 use super::image::{self, Naming};
 use super::new_image::{qcow2, raw_preallocation};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
+use super::place::Place;
 use super::{Outcome, Stop, complaint, device, next_option, print, warn};
 use crate::disk::chain::Chain;
-use crate::disk::policy::BackingPolicy;
+use crate::disk::policy::{BackingPolicy, DataFileNames};
 use crate::disk::sectors::{SECTOR, whole_sectors};
-use crate::error::{Error, ErrorKind};
 use crate::ops::create::{CreateFileOptions, create, create_raw};
-use crate::sys::pending::{self, Existing, FileMode};
+use crate::sys::pending::{Existing, FileMode};
 
 const KNOWN: &[Known] = &[
     flag(b'h', "help"),
@@ -107,7 +103,7 @@ impl New {
     /// Makes the image, and says before what it will be.
     pub(super) fn make(&self, filename: &OsStr, list: Option<&str>) -> Result<(), String> {
         let target = target(&self.format)?;
-        let path = destination(filename)?;
+        let place = Place::new(filename, target)?;
         let mut asked = Opts::new(target);
         if let Some(list) = list {
             asked.parse(list)?;
@@ -138,7 +134,7 @@ impl New {
                     return Err("Backing file specified without backing format".to_owned());
                 }
             } else {
-                let size = backing_size(&path, backing, format.as_deref())?;
+                let size = backing_size(&place.path, backing, format.as_deref())?;
                 if asked.text("size").is_none() {
                     asked.set("size", size.to_string())?;
                 }
@@ -151,7 +147,7 @@ impl New {
             let shown = filename.to_string_lossy();
             print(&format!("Formatting '{shown}', fmt={} {}\n", self.format, asked.shown()));
         }
-        write(target, &path, backing.as_deref(), &asked)
+        write(target, &place.with_data_file(asked.text("data_file")), backing.as_deref(), &asked)
     }
 
     fn add_backing(&self, asked: &mut Opts) -> Result<(), String> {
@@ -227,15 +223,21 @@ fn backing_size(path: &Path, backing: &OsStr, format: Option<&str>) -> Result<u6
 }
 
 /// Writes the image that was described.
-fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> Result<(), String> {
+fn write(
+    target: Target,
+    place: &Place,
+    backing: Option<&OsStr>,
+    asked: &Opts,
+) -> Result<(), String> {
+    let (path, not_made) = (&place.path, |error| place.not_made(&error));
     let size = asked.number("size").unwrap_or(0);
-    // qemu-img makes the file before it looks any further.
-    check_folder(path)?;
-    if let Some(name) = asked.text("data_file") {
-        check_folder(Path::new(name))?;
-    }
-    let options =
-        CreateFileOptions { existing: Existing::Overwrite, mode: MODE, ..Default::default() };
+    place.check_folders()?;
+    let options = CreateFileOptions {
+        existing: Existing::Overwrite,
+        mode: MODE,
+        data_file_names: DataFileNames::OfWorkingFolder,
+        ..CreateFileOptions::default()
+    };
     if asked.number("extent_size_hint").is_some_and(|hint| hint != 0) {
         warn("Failed to set extent size hint: Operation not supported");
     }
@@ -249,68 +251,14 @@ fn write(target: Target, path: &Path, backing: Option<&OsStr>, asked: &Opts) -> 
             if let Some(device) = device::taking(path, size, preallocation)? {
                 return device::clear(device);
             }
-            create_raw(path, size, preallocation, &options).map_err(|error| not_made(path, &error))
+            create_raw(path, size, preallocation, &options).map_err(not_made)
         }
         Target::Qcow2 => {
             let image = qcow2(backing, asked)?;
             if size > SIZE_MAX - SIZE_MAX % SECTOR {
                 return Err("Could not resize image: Image size cannot be negative".to_owned());
             }
-            create(path, &image, &options).map(|_| ()).map_err(|error| not_made(path, &error))
+            create(path, &image, &options).map(|_| ()).map_err(not_made)
         }
-    }
-}
-
-/// Whether a file can be made at `path`, or written if it is there, as far as can be told beforehand.
-pub(super) fn check_folder(path: &Path) -> Result<(), String> {
-    let refused = |cause: &std::io::Error| {
-        let cause = complaint::strerror(cause);
-        Err(format!("Could not create '{}': {cause}", path.to_string_lossy()))
-    };
-    match pending::destination_of(path) {
-        Err(error) => refused(&error),
-        Ok((_, Some(found))) if found.is_dir() => refused(&Errno::EISDIR.into()),
-        Ok((path, None)) => match access(folder_of(&path), AccessFlags::W_OK | AccessFlags::X_OK) {
-            Err(error) => refused(&error.into()),
-            Ok(()) => Ok(()),
-        },
-        Ok((_, Some(found))) if found.file_type().is_char_device() => {
-            Err("Cannot grow device files".to_owned())
-        }
-        Ok((_, Some(found))) if !found.is_file() && !found.file_type().is_block_device() => {
-            Err("Could not resize file: Invalid argument".to_owned())
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Why an image was not made.
-pub(super) fn not_made(path: &Path, error: &Error) -> String {
-    let shown = path.to_string_lossy();
-    if let Some(io) = error.io_error() {
-        let cause = complaint::strerror(io);
-        return match io.kind() {
-            std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::StorageFull => {
-                format!("Could not resize file: {cause}")
-            }
-            _ => format!("Could not create '{shown}': {cause}"),
-        };
-    }
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        if let Some(qcow2_format::error::OptionsError::VirtualSize { .. }) = source.downcast_ref() {
-            return "The image size is too large for file format 'qcow2' (try using a larger cluster \
-                    size)"
-                .to_owned();
-        }
-        cause = source.source();
-    }
-    match error.kind() {
-        ErrorKind::Busy => complaint::reason(error, path),
-        _ => complaint::own(error),
     }
 }

@@ -6,15 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use qcow2_format::CreateOptions;
 use qcow2_format::image::Preallocation;
 
-use super::create::{MODE, check_folder, destination, not_made, target};
+use super::create::{MODE, target};
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::image::Naming;
 use super::number::{self, SIZE_MAX};
 use super::opts::Target;
+use super::place::Place;
 use super::{Outcome, Stop, complaint, device, next_option, tell};
 use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::ops::convert::{
-    Below, ConvertOptions, ConvertSource, ConvertTarget, DiskSpec, TargetFormat, convert,
+    ConvertOptions, ConvertSource, ConvertTarget, DiskSpec, TargetFormat, convert,
 };
 use crate::sys::pending::Existing;
 
@@ -81,18 +82,16 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Stop::said("Must specify both input and output files"));
     };
-    let named = naming.resolve(input)?;
+    let named = naming.resolve(input)?.looked_at();
     named.check(None)?;
     let made =
         target(&format).map_err(|text| match text.strip_suffix(&format!(" '{format}'")) {
             Some(text) => Stop::said(text),
             None => Stop::said(text),
         })?;
-    let path = destination(output).map_err(Stop::said)?;
+    let place = Place::new(output, made).map_err(Stop::said)?;
     let spec = DiskSpec { path: named.path.clone(), format: named.format, disk: named.disk() };
-    let disk = Below::open(&spec).map_err(|error| complaint::not_opened(&named, &error))?;
-    let size = whole_sectors(disk.size());
-    drop(disk);
+    let (size, read) = named.size_and_files(&spec.disk)?;
 
     let block = operands.block.unwrap_or(SECTOR);
     let end = match operands.count.map(|count| count.checked_mul(block)) {
@@ -107,7 +106,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let shown = output.to_string_lossy();
     let creating =
         |text: String| Stop::said(format!("{shown}: error while creating output image: {text}"));
-    check_folder(&path).map_err(creating)?;
+    place.check_folders().map_err(creating)?;
     let options = ConvertOptions {
         offset: start.min(end),
         length: Some(length),
@@ -120,22 +119,26 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         })
     };
     let device = match made {
-        Target::Raw => {
-            device::taking(&path, whole_sectors(length), Preallocation::Off).map_err(creating)?
-        }
+        Target::Raw => device::taking(&place.path, whole_sectors(length), Preallocation::Off)
+            .map_err(creating)?,
         Target::Qcow2 => None,
     };
     let options = match device {
         Some(_) => ConvertOptions { into_existing: true, size: None, ..options },
         None => options,
     };
-    let copied = convert(ConvertSource::Images(vec![spec]), ConvertTarget::File(&path), &options);
+    let copied =
+        convert(ConvertSource::Images(vec![spec]), ConvertTarget::File(&place.path), &options);
     copied.map(|_| 0).map_err(|error| {
-        if error.path() == Some(path.as_path()) {
-            let text = not_made(&path, &error);
-            return Stop::said(format!("{shown}: error while creating output image: {text}"));
+        let cause = complaint::cause(&error);
+        match error.path() {
+            Some(path) if complaint::is_read(&error) && read.iter().any(|read| read == path) => {
+                Stop::said(format!("error while reading from input image file: {cause}"))
+            }
+            _ if complaint::is_write(&error) => {
+                Stop::said(format!("error while writing to output image file: {cause}"))
+            }
+            _ => creating(place.not_made(&error)),
         }
-        let cause = error.io_error().map_or_else(|| complaint::own(&error), complaint::strerror);
-        Stop::said(format!("error while reading from input image file: {cause}"))
     })
 }

@@ -23,8 +23,9 @@ use super::{NAME, Outcome, Stop, complaint, tell};
 use crate::base::BaseFormat;
 use crate::disk::chain::DEPTH_MAX;
 use crate::disk::foreign::foreign_format;
-use crate::disk::policy::BackingPolicy;
-use crate::disk::{Disk, DiskOptions, Locking, inspect};
+use crate::disk::policy::{BackingPolicy, DataFileNames};
+use crate::disk::sectors::whole_sectors;
+use crate::disk::{Disk, DiskContent, DiskOptions, Locking, inspect};
 
 /// What a disk encrypted as a whole begins with: to qemu-img a format, to others a disk's bytes.
 const LUKS: &[u8] = b"LUKS\xba\xbe";
@@ -116,6 +117,7 @@ impl Named {
         DiskOptions {
             policy: BackingPolicy::Any,
             data_files: BackingPolicy::Any,
+            data_file_names: DataFileNames::OfWorkingFolder,
             locking: self.locking(),
             ..DiskOptions::default()
         }
@@ -150,6 +152,21 @@ impl Named {
                 None => complaint::not_opened(self, &error),
             }),
         }
+    }
+
+    /// The size of its disk in whole sectors, and the files that it is read from.
+    pub(super) fn size_and_files(&self, disk: &DiskOptions) -> Outcome<(u64, Vec<PathBuf>)> {
+        let disk = Disk::open(&self.path, self.format, disk)
+            .map_err(|error| complaint::not_opened(self, &error))?;
+        let files = disk.images().flat_map(|image| image.data_file.into_iter().chain([image.path]));
+        Ok((whole_sectors(disk.size()), files.map(Path::to_path_buf).collect()))
+    }
+
+    /// As qemu-img opens it to look at it: a raw image may be written to meanwhile, as that of a VM that
+    /// runs.
+    pub(super) fn looked_at(self) -> Self {
+        let force_share = self.force_share || self.format == BaseFormat::Raw;
+        Self { force_share, ..self }
     }
 
     pub(super) fn locking(&self) -> Locking {

@@ -43,7 +43,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let [word] = operands.as_slice() else {
         return Err(Stop::usage("Expecting one image file name"));
     };
-    let named = naming.resolve(word)?;
+    let named = naming.resolve(word)?.looked_at();
     let images = images(&named, chain)?;
     match form {
         Form::Human => {
@@ -102,7 +102,7 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             return Err(Stop::said(format!("Could not open '{next}': {reason}")));
         }
         let naming = Naming { format, image_opts: false, force_share: named.force_share };
-        named = naming.resolve(path.as_os_str())?;
+        named = naming.resolve(path.as_os_str())?.looked_at();
     }
 }
 

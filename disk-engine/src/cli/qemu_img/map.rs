@@ -45,7 +45,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let [word] = operands.as_slice() else {
         return Err(Stop::usage("Expecting one image file name"));
     };
-    let named = naming.resolve(word)?;
+    let named = naming.resolve(word)?.looked_at();
     options.disk = named.disk();
     let form = match form {
         Form::Human => map::Form::Human,

@@ -8,7 +8,7 @@ use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, Geometry, RefcountOrder};
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
-use super::image::{self, Naming};
+use super::image::{self, Named, Naming};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
 use super::{Form, NAME, Outcome, Stop, complaint, json, next_option, print};
@@ -64,7 +64,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         return Err(Stop::said("--size N cannot be used together with a filename."));
     }
     let snapshot = snapshot.map(|name| snapshot_name(&name));
-    let source = word.map(|word| naming.resolve(word)).transpose()?;
+    let source = word.map(|word| naming.resolve(word)).transpose()?.map(Named::looked_at);
     if let Some(source) = &source {
         source.check(snapshot.as_deref())?;
     }

@@ -34,6 +34,7 @@ mod measure;
 mod new_image;
 mod number;
 mod opts;
+mod place;
 mod progress;
 mod stated;
 
@@ -164,7 +165,8 @@ fn answer(mut words: Vec<OsString>) -> (Option<&'static str>, Outcome) {
 fn standard(words: Vec<OsString>) -> Outcome<()> {
     let mut words = Words::new(words, STANDARD);
     while let Some(found) = words.next() {
-        match found.map_err(Stop::usage)?.name {
+        let found = found.map_err(Stop::usage)?;
+        match found.name {
             "help" => {
                 print(&help::general());
                 return Err(Stop::silent(0));
@@ -173,9 +175,31 @@ fn standard(words: Vec<OsString>) -> Outcome<()> {
                 print(&help::version());
                 return Err(Stop::silent(0));
             }
-            // There are no trace events.
-            _ => {}
+            _ => trace(&found.text())?,
         }
+    }
+    Ok(())
+}
+
+/// `-T [enable=]PATTERN`: there are no trace events, and a name that is no pattern should be one.
+fn trace(list: &str) -> Outcome<()> {
+    let mut enabled = None;
+    for (index, part) in opts::split(list).into_iter().enumerate() {
+        match part.split_once('=') {
+            Some(("enable", name)) => enabled = Some(name.to_owned()),
+            Some(("events" | "file", _)) => {}
+            None if index == 0 => enabled = Some(part),
+            Some((name, _)) => return Err(Stop::said(format!("Invalid parameter '{name}'"))),
+            None => return Err(Stop::said(format!("Invalid parameter '{part}'"))),
+        }
+    }
+    let Some(name) = enabled else { return Ok(()) };
+    let name = name.strip_prefix('-').unwrap_or(&name);
+    if name == "help" {
+        return Err(Stop::silent(0));
+    }
+    if !name.is_empty() && !name.contains('*') {
+        warn(&format!("trace event '{name}' does not exist"));
     }
     Ok(())
 }

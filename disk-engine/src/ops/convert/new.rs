@@ -69,13 +69,16 @@ fn with_data_file(
     image: &CreateOptions,
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
-    let ConvertOptions { existing, durability, mode, .. } = *options;
+    let ConvertOptions { existing, durability, mode, data_file_names, .. } = *options;
     let plan = sized(image, options).plan().map_err(|error| from_format(error, path))?;
     if let Some(name) = plan.header().external_data_file() {
-        refuse_same(&origin, options, &plain_path(path, name)?)?;
+        refuse_same(&origin, options, &plain_path(data_file_names.from(path), name)?)?;
     }
-    let files =
-        NewFiles::create(path, plan.header(), &CreateFileOptions { existing, durability, mode })?;
+    let files = NewFiles::create(
+        path,
+        plan.header(),
+        &CreateFileOptions { existing, durability, mode, data_file_names },
+    )?;
     let storage = (files.storage()?, files.data_storage()?);
     let report = origin.with_extents(options, |source| {
         write_qcow2(source, files.data_file(), storage, path, image, options)

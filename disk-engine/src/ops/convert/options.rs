@@ -1,18 +1,17 @@
 //! What is converted, into what, and how; and what came of it.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use qcow2_format::CreateOptions;
 use qcow2_format::image::Preallocation;
-use qcow2_format::{CreateOptions, Header};
 
 use crate::base::BaseFormat;
 use crate::control::Control;
+use crate::disk::policy::DataFileNames;
 use crate::disk::{Disk, DiskContent, DiskOptions, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::pack::PackOptions;
@@ -154,6 +153,8 @@ pub struct ConvertOptions {
     pub durability: Durability,
     /// Permission bits of a new file.
     pub mode: FileMode,
+    /// What a relative name of the new image's external data file counts from.
+    pub data_file_names: DataFileNames,
     /// Stops and watches the work.
     pub control: Control,
 }
@@ -182,6 +183,7 @@ impl ConvertOptions {
             existing: Existing::Refuse,
             durability: Durability::None,
             mode: FileMode::Umask,
+            data_file_names: DataFileNames::default(),
             control: Control::new(),
         }
     }
@@ -258,11 +260,7 @@ impl Below {
 pub(super) fn files_of(disk: &Disk) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for image in disk.images() {
-        let name = image.header.as_deref().and_then(Header::external_data_file);
-        if let Some(name) = name {
-            let folder = image.path.parent().unwrap_or(Path::new(""));
-            files.push(folder.join(OsStr::from_bytes(name)));
-        }
+        files.extend(image.data_file.map(Path::to_path_buf));
         files.push(image.path.to_path_buf());
     }
     files

@@ -44,7 +44,7 @@ impl NewFiles {
     ) -> Result<Self> {
         let data_path = match header.external_data_file() {
             None => None,
-            Some(name) => Some(data_file_path(path, name, header, options.existing)?),
+            Some(name) => Some(data_file_path(path, name, header, options)?),
         };
         let image = PendingFile::create_or_device(path, options.existing, options.mode)?;
         let data = match data_path {
@@ -109,9 +109,9 @@ fn data_file_path(
     path: &Path,
     name: &[u8],
     header: &Header,
-    existing: Existing,
+    options: &CreateFileOptions,
 ) -> Result<PathBuf> {
-    let data = plain_path(path, name)?;
+    let data = plain_path(options.data_file_names.from(path), name)?;
     let refuse = |message: &'static str| {
         Err(Error::new(ErrorKind::InvalidInput, message).with_path(&data).with_field("data_file"))
     };
@@ -119,7 +119,7 @@ fn data_file_path(
         return refuse("an image cannot be its own data file");
     }
     let Ok(found) = fs::symlink_metadata(&data) else { return Ok(data) };
-    if existing == Existing::Refuse {
+    if options.existing == Existing::Refuse {
         return Err(Error::new(
             ErrorKind::AlreadyExists,
             "the data file exists and is left as it is",

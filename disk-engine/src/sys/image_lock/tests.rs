@@ -35,7 +35,7 @@ fn who_excludes_whom() {
         (ReadShared, Write, None),
         (Write, Read, Some(Uses(Permission::Write))),
         (Write, ReadShared, None),
-        (Write, Write, Some(Uses(Permission::Write))),
+        (Write, Write, Some(Keeps(Permission::Write))),
     ] {
         let held = attempt(&path, first).unwrap();
         assert_eq!(held.held(), Some(first));
