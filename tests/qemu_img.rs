@@ -224,6 +224,42 @@ fn every_line_is_answered_as_qemu_img_answers_it() {
 }
 
 #[test]
+fn help_is_asked_for_and_given_as_in_qemu_img() {
+    if !available("the help of the qemu-img door", &["qemu-img", "qemu-io", "cp"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, |_| {});
+    let options = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| line.starts_with("  -"));
+        let words = lines.flat_map(|line| line.split([' ', ',']).map(str::to_owned));
+        words.filter(|word| word.starts_with('-')).collect()
+    };
+    for command in ["check", "compare", "convert", "create", "dd", "info", "map", "measure", ""] {
+        for help in ["--help", "-h", "--hel"] {
+            let words = [command, help].into_iter().filter(|word| !word.is_empty());
+            let [theirs, ours] = door.ask(&words.collect::<Vec<_>>());
+            assert_eq!((theirs.code, &theirs.stderr), (ours.code, &ours.stderr), "{command}");
+            let usage = |answer: &Answer| {
+                let starts = |line: &&str| line.starts_with("  qemu-img ");
+                let line = answer.stdout.lines().find(starts).unwrap_or_default().to_owned();
+                line.split(" [").next().unwrap_or_default().to_owned()
+            };
+            assert_eq!(usage(&theirs), usage(&ours));
+            // What it lists and does not take itself need not be taken.
+            let (listed, known) = (options(&theirs.stdout), options(&ours.stdout));
+            for option in listed.difference(&known) {
+                let [theirs, ours] = door.ask(&[command, option, "x", "y"]);
+                let refused = ["unrecognized option", "invalid option"];
+                let is_refused = refused.iter().any(|text| theirs.stderr.contains(text));
+                assert!(is_refused, "{command} {option}");
+                assert_eq!(theirs, ours, "{command} {option}");
+            }
+            assert!(known.len() > 1, "{command}: {known:?}");
+        }
+    }
+}
+
+#[test]
 fn an_image_that_another_program_has_is_told_of_as_qemu_img_tells() {
     if !available("images held, and the qemu-img door", &["qemu-img", "qemu-io", "cp"]) {
         return;

@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Write};
 
 use super::compare::is_cache_mode;
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::{Named, Naming};
 use super::{Form, NAME, Outcome, Stop, complaint, json, next_option, print, tell};
 use crate::base::BaseFormat;
@@ -15,7 +16,7 @@ use crate::ops::check::{
     CheckEvent, CheckOptions, CheckReport, Finding, RepairMode, UNSUPPORTED, check,
 };
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "format"),
     value(b'r', "repair"),
@@ -32,6 +33,13 @@ const LATER_MAX: usize = 1 << 18;
 
 /// What the program ends with if the format has nothing to check.
 const EXIT_UNSUPPORTED: u8 = 63;
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Looks for what is wrong with an image, and repairs it if asked to",
+    usage: "[-f FMT | --image-opts] [-T MODE] [-r leaks|all] [-q] [-U]\n        [--output human|json] FILENAME",
+    operands: &[("FILENAME", "the image")],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::Naming;
 use super::progress::shown;
 use super::{Outcome, Stop, complaint, next_option, print};
@@ -10,7 +11,7 @@ use crate::cli::compare::render;
 use crate::control::Event;
 use crate::ops::compare::{CompareError, CompareOptions, Step, Which, compare};
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "a-format"),
     long_value("left-format"),
@@ -33,6 +34,13 @@ pub(super) fn is_cache_mode(word: &str) -> bool {
 
 /// What is said of disks that are the same but for their sizes.
 const SIZES_DIFFER: &str = "Warning: Image size mismatch!\n";
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Compares what two images hold",
+    usage: "[--image-opts | [-f FMT] [-F FMT]] [-s] [-p] [-q]\n        [-T MODE] [-U] FILENAME1 FILENAME2",
+    operands: &[("FILENAME1, FILENAME2", "the images")],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

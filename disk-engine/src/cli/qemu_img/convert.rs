@@ -19,6 +19,7 @@ use super::asked::{Asked, KNOWN};
 use super::compare::is_cache_mode;
 use super::create;
 use super::getopt::Words;
+use super::help::Help;
 use super::image::{Named, Naming};
 use super::new_image;
 use super::opts::{self, Opts, Target};
@@ -37,6 +38,16 @@ use crate::ops::convert::{
 use crate::sink::CopyOffload;
 use crate::source::content::is_zero;
 use crate::sys::pending::{Durability, Existing};
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Copies the disk in one or more images into another",
+    usage: "[-f FMT | --image-opts] [-T MODE] [-l SNAPSHOT] [-U]\n        [-O FMT] [-o KEY=VALUE,…] [-n [--target-image-opts] [--target-is-zero]] [-t MODE] [-c]\n        [-B FILE -F FMT] [-S SIZE] [-C] [-m NUMBER] [-W] [-r RATE] [-p] [-q] [--salvage]\n        [--bitmaps [--skip-broken-bitmaps]] SOURCE [SOURCE …] TARGET",
+    operands: &[
+        ("SOURCE", "an image that is read; several are one disk, one behind the other"),
+        ("TARGET", "the image that is written"),
+    ],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::getopt::{Known, Words, flag, long_value, value};
+use super::help::Help;
 use super::image::{self, Naming};
 use super::new_image::{qcow2, raw_preallocation};
 use super::number::{self, SIZE_MAX};
@@ -17,7 +18,7 @@ use crate::disk::sectors::{SECTOR, whole_sectors};
 use crate::ops::create::{CreateFileOptions, create, create_raw};
 use crate::sys::pending::{Existing, FileMode};
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     flag(b'q', "quiet"),
     long_value("object"),
@@ -30,6 +31,19 @@ const KNOWN: &[Known] = &[
 
 /// The permission bits that qemu-img gives new files, less the umask.
 pub(super) const MODE: FileMode = FileMode::Masked(0o644);
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Makes a new image",
+    usage: "[-f FMT] [-o KEY=VALUE,…] [-b FILE [-F FMT]] [-u] [-q]\n        FILENAME [SIZE]",
+    operands: &[
+        ("FILENAME", "the image; what is there is replaced"),
+        (
+            "SIZE",
+            "of its disk, in bytes or with one of the units bkKMGTPE; without it, the\n     backing file's",
+        ),
+    ],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

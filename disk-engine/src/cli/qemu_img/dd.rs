@@ -8,6 +8,7 @@ use qcow2_format::image::Preallocation;
 
 use super::create::{MODE, target};
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::Naming;
 use super::number::{self, SIZE_MAX};
 use super::opts::Target;
@@ -19,7 +20,7 @@ use crate::ops::convert::{
 };
 use crate::sys::pending::Existing;
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "format"),
     long_value("object"),
@@ -61,6 +62,19 @@ impl Operands {
         Ok(())
     }
 }
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Copies blocks of a disk into a new image",
+    usage: "[-f FMT | --image-opts] [-O FMT] [-U]\n        [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT of=OUTPUT",
+    operands: &[
+        ("bs=SIZE", "bytes of a block; 512 unless given"),
+        ("count=BLOCKS", "where the copy ends, in blocks of the input"),
+        ("skip=BLOCKS", "where it begins"),
+        ("if=INPUT", "the image that is read"),
+        ("of=OUTPUT", "the image that is made"),
+    ],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

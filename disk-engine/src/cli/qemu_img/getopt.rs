@@ -49,7 +49,7 @@ pub(super) const fn long_value(long: &'static str) -> Known {
 
 impl Known {
     /// What it is called where it is found: its letter, if it has no name.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         const LETTERS: [(u8, &str); 3] = [(b'c', "c"), (b'n', "n"), (b'p', "p")];
         match self.short {
             Some(short) if self.long.is_empty() => {

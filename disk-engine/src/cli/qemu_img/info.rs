@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::Value;
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::{Named, Naming};
 use super::{Form, Outcome, Stop, complaint, json, next_option, print};
 use crate::cli::size::human;
@@ -15,7 +16,7 @@ use crate::disk::policy::BackingPolicy;
 use crate::ops::info::{ImageInfo, InfoOptions, SnapshotInfo, info};
 use crate::sys::local_time;
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "format"),
     long_value("output"),
@@ -24,6 +25,13 @@ const KNOWN: &[Known] = &[
     long("image-opts"),
     flag(b'U', "force-share"),
 ];
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Tells what an image says of itself",
+    usage: "[-f FMT | --image-opts] [-b] [-U] [--output human|json] FILENAME",
+    operands: &[("FILENAME", "the image")],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::io;
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::Naming;
 use super::number::{self, SIZE_MAX};
 use super::{Form, Outcome, Stop, complaint, next_option};
 use crate::cli::map::{self, Page, Unmappable};
 use crate::ops::map::{MapOptions, map};
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'f', "format"),
     long_value("output"),
@@ -20,6 +21,13 @@ const KNOWN: &[Known] = &[
     value(b's', "start-offset"),
     value(b'l', "max-length"),
 ];
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Tells what each part of a disk is and where it lies",
+    usage: "[-f FMT | --image-opts] [--output human|json]\n        [-s OFFSET] [-l LENGTH] [-U] FILENAME",
+    operands: &[("FILENAME", "the image")],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

@@ -8,6 +8,7 @@ use qcow2_format::image::Preallocation;
 use qcow2_format::{ClusterBits, Geometry, RefcountOrder};
 
 use super::getopt::{Known, Words, flag, long, long_value, value};
+use super::help::Help;
 use super::image::{self, Named, Naming};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
@@ -16,7 +17,7 @@ use crate::cli::measure::render;
 use crate::error::ErrorKind;
 use crate::ops::measure::{MeasureTarget, measure, measure_size};
 
-const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[Known] = &[
     flag(b'h', "help"),
     value(b'O', "target-format"),
     value(b'f', "format"),
@@ -28,6 +29,13 @@ const KNOWN: &[Known] = &[
     long_value("size"),
     flag(b'U', "force-share"),
 ];
+
+/// What `--help` says.
+pub(super) const HELP: Help = Help {
+    what: "Tells how long a new image would get",
+    usage: "[-f FMT | --image-opts] [-O FMT] [-o KEY=VALUE,…]\n        [-l SNAPSHOT] [-U] [--output human|json] (--size SIZE | FILENAME)",
+    operands: &[("FILENAME", "the image that would be copied")],
+};
 
 pub(super) fn run(words: Vec<OsString>) -> Outcome {
     let mut words = Words::new(words, KNOWN);

@@ -43,6 +43,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use getopt::{Found, Known, Words};
+use help::Help;
 
 /// The program's name, as it calls itself.
 pub(crate) const NAME: &str = "qemu-img";
@@ -89,18 +90,32 @@ impl From<String> for Stop {
 /// How a command ends: its exit code.
 type Outcome<T = u8> = Result<T, Stop>;
 
-/// A command's name and what it does with the words behind it.
-type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
+/// A command, and what it does with the words behind its name.
+struct Command {
+    name: &'static str,
+    run: fn(Vec<OsString>) -> Outcome,
+    known: &'static [Known],
+    help: &'static Help,
+}
+
+const fn command(
+    name: &'static str,
+    run: fn(Vec<OsString>) -> Outcome,
+    known: &'static [Known],
+    help: &'static Help,
+) -> Command {
+    Command { name, run, known, help }
+}
 
 const COMMANDS: &[Command] = &[
-    ("check", check::run),
-    ("compare", compare::run),
-    ("convert", convert::run),
-    ("create", create::run),
-    ("dd", dd::run),
-    ("info", info::run),
-    ("map", map::run),
-    ("measure", measure::run),
+    command("check", check::run, check::KNOWN, &check::HELP),
+    command("compare", compare::run, compare::KNOWN, &compare::HELP),
+    command("convert", convert::run, asked::KNOWN, &convert::HELP),
+    command("create", create::run, create::KNOWN, &create::HELP),
+    command("dd", dd::run, dd::KNOWN, &dd::HELP),
+    command("info", info::run, info::KNOWN, &info::HELP),
+    command("map", map::run, map::KNOWN, &map::HELP),
+    command("measure", measure::run, measure::KNOWN, &measure::HELP),
 ];
 
 /// Commands of qemu-img that are not answered.
@@ -150,8 +165,8 @@ fn answer(mut words: Vec<OsString>) -> (Option<&'static str>, Outcome) {
         return (None, Err(Stop::usage("Not enough arguments")));
     }
     let name = rest.remove(0);
-    if let Some((name, run)) = COMMANDS.iter().find(|(known, _)| name == *known) {
-        return (Some(name), run(rest));
+    if let Some(command) = COMMANDS.iter().find(|command| name == command.name) {
+        return (Some(command.name), (command.run)(rest));
     }
     let shown = name.to_string_lossy();
     if OTHERS.iter().any(|other| name == *other) {
@@ -168,7 +183,8 @@ fn standard(words: Vec<OsString>) -> Outcome<()> {
         let found = found.map_err(Stop::usage)?;
         match found.name {
             "help" => {
-                print(&help::general());
+                let commands = COMMANDS.iter().map(|command| (command.name, command.help));
+                print(&help::general(STANDARD, commands));
                 return Err(Stop::silent(0));
             }
             "version" => {
@@ -224,7 +240,9 @@ fn next_option(command: &'static str, words: &mut Words<'_>) -> Outcome<Option<F
         None => Ok(None),
         Some(Err(text)) => Err(Stop { named: true, ..Stop::usage(text) }),
         Some(Ok(found)) if found.name == "help" => {
-            print(&help::command(command));
+            if let Some(found) = COMMANDS.iter().find(|known| known.name == command) {
+                print(&help::command(found.name, found.help, found.known));
+            }
             Err(Stop::silent(0))
         }
         Some(Ok(found)) => Ok(Some(found)),
