@@ -101,6 +101,14 @@ fn make(folder: &Path) {
         edit(image, &0_u16.to_be_bytes(), counts + 2 * 5);
         edit(image, &2_u16.to_be_bytes(), counts + 2 * 6);
     }
+    // An image whose bitmap says of itself that it may be wrong: its entry is in the first directory.
+    create(&["unsure.qcow2", "1M"]);
+    img_in(folder, &["bitmap", "--add", "unsure.qcow2", "x"]);
+    let bytes = fs::read(folder.join("unsure.qcow2")).unwrap();
+    let starts = |at: usize| bytes[at..].starts_with(&0x2385_2875_u32.to_be_bytes());
+    let extension = (104..4096).find(|at| starts(*at)).unwrap();
+    let directory = bytes[extension + 24..extension + 32].try_into().unwrap();
+    edit("unsure.qcow2", &3_u32.to_be_bytes(), u64::from_be_bytes(directory) + 12);
     // An image that names a backing file without its format.
     create(&["-b", "raw.img", "-F", "raw", "guess.qcow2"]);
     edit("guess.qcow2", &[0x12, 0x34, 0x56, 0x78], 112);

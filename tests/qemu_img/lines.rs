@@ -20,6 +20,14 @@ pub const DIFFERENCES: &[(&str, &str)] = &[
     ("cut.qcow2", "a header that the file ends in is refused; QEMU reads zeros there"),
     ("cut2.qcow2", "an L1 table past the end of the file is refused; QEMU reads zeros there"),
     ("t-bad-*", "what breaks a rule is refused, also where QEMU does not look; or in other words"),
+    (
+        "convert --bitmaps -O qcow2 bitmap.qcow2 new",
+        "bitmaps are not copied, and an image that has some is refused",
+    ),
+    (
+        "convert --bitmaps -O qcow2 -o compat=0.10 bitmap.qcow2 new",
+        "bitmaps are not copied, which is said before the target's fault is",
+    ),
     ("guess.qcow2", "a backing file's format is not guessed"),
     (
         "preallocation=falloc",

@@ -142,8 +142,8 @@ fn bitmaps(shape: &Shape, path: &Path, format: BaseFormat, size: u64) -> Result<
     let cluster = shape.geometry.cluster_bits.bytes();
     let whole = |bytes: u64| bytes.checked_next_multiple_of(cluster).unwrap_or(bytes);
     let (mut bytes, mut directory) = (0_u64, 0_u64);
-    // Those that may be wrong are not copied.
-    for bitmap in image.bitmaps()?.iter().filter(|bitmap| !bitmap.is_in_use()) {
+    // Those that may be wrong are counted as well, as in qemu-img.
+    for bitmap in &image.bitmaps()? {
         let granularity = 1_u64.checked_shl(bitmap.granularity_bits.into()).unwrap_or(u64::MAX);
         let clusters = size.div_ceil(granularity).div_ceil(8).div_ceil(cluster);
         let table = whole(clusters.saturating_mul(BITMAP_TABLE_ENTRY_BYTES));

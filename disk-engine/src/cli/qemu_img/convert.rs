@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use qcow2_format::image::Preallocation;
 
 use super::asked::{Asked, KNOWN};
+use super::bitmaps;
 use super::compare::is_cache_mode;
 use super::create;
 use super::getopt::Words;
@@ -103,6 +104,9 @@ impl Asked {
                 source.check(Some(snapshot))?;
             }
         }
+        if self.bitmaps {
+            bitmaps::check_sources(&named, self.skip_broken)?;
+        }
         let (mut size, mut read) = (0_u64, Vec::new());
         for source in &named {
             let (one, files) = source.size_and_files(&self.spec(source).disk)?;
@@ -115,7 +119,9 @@ impl Asked {
         } else {
             self.new_image(target, format, size, &named)?
         };
-        self.unsupported()?;
+        if self.bitmaps {
+            bitmaps::check_target(&goal, &options)?;
+        }
         if let Some(mode) = cache(&self.target_cache) {
             return Err(Stop::said(format!("Invalid cache option: {mode}")));
         }
@@ -172,18 +178,6 @@ impl Asked {
     fn spec(&self, source: &Named) -> DiskSpec {
         let disk = DiskOptions { snapshot: self.snapshot.clone(), ..source.disk() };
         DiskSpec { path: source.path.clone(), format: source.format, disk }
-    }
-
-    /// What is asked for and not done here.
-    fn unsupported(&self) -> Outcome<()> {
-        let format = self.format.as_deref().unwrap_or("raw");
-        if self.bitmaps && format == "raw" {
-            return Err(Stop::said("Format driver 'raw' does not support bitmaps"));
-        }
-        if self.bitmaps {
-            return Err(Stop::said("the option --bitmaps is not supported by this program"));
-        }
-        Ok(())
     }
 
     /// The disk that is there, and how it is written to.
@@ -352,7 +346,7 @@ fn below(path: &Path, shown: &str, backing: &OsStr, format: Option<&str>) -> Out
 }
 
 /// Where the disk goes.
-enum Goal {
+pub(super) enum Goal {
     New(Place),
     There(Named),
 }

@@ -17,6 +17,7 @@
 //! Callers: `cli`.
 
 mod asked;
+mod bitmaps;
 mod check;
 mod compare;
 mod complaint;
