@@ -59,14 +59,14 @@ fn make(folder: &Path) {
         for data in 0..DATA {
             let cluster = start + 100 + data * 3000 + region % 7;
             count(cluster, 1);
-            put(l2 + (data * 800 + region % 5) * 8, COPIED | cluster * CLUSTER);
+            put(l2 + (data * 800 + region % 5) * 8, COPIED | (cluster * CLUSTER));
         }
         // Leaks; a cluster that is not counted; one that two entries name.
         match region % 16 {
             // Counts of the whole page are wider for that.
             even if even % 2 == 0 => count(start + 29_000, 300),
             5 => count(start + 100 + region % 7, 0),
-            7 => put(l2 + 8000 * 8, COPIED | (start + 100 + region % 7) * CLUSTER),
+            7 => put(l2 + 8000 * 8, COPIED | ((start + 100 + region % 7) * CLUSTER)),
             _ => {}
         }
     }

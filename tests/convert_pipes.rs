@@ -163,6 +163,48 @@ fn a_stream_that_ends_early_is_an_error_and_no_file() {
 }
 
 #[test]
+fn pipes_with_names_are_pipes() {
+    let lab = with_disk("named");
+    lab.qemu(&["convert", "-f", "raw", "-O", "qcow2", "raw", "image"]);
+    for (format, source) in [(None, "raw"), (Some("raw"), "raw"), (Some("qcow2"), "image")] {
+        nix::unistd::mkfifo(&lab.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut feeding = std::process::Command::new("sh");
+        feeding.arg("-c").arg(format!("exec cat {source} > fifo")).current_dir(lab.path(""));
+        let mut feeding = feeding.spawn().unwrap();
+        let format = format.map_or(vec![], |format| vec!["-f", format]);
+        lab.convert(&[&format[..], &["--force", "fifo", "again"]].concat());
+        assert!(feeding.wait().unwrap().success(), "{source}");
+        assert!(lab.read("again") == lab.read("raw"), "{format:?} {source}");
+        fs::remove_file(lab.path("fifo")).unwrap();
+    }
+}
+
+#[test]
+fn closed_output_is_an_error() {
+    let lab = with_disk("closed");
+    for command in ["convert -f raw raw -", "pack raw -"] {
+        let mut shell = std::process::Command::new("sh");
+        let line = format!("\"$0\" {command} >&-");
+        let output = shell.arg("-c").arg(line).arg(ENGINE).current_dir(lab.path("")).output();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains("Bad file descriptor"),
+            "{command}: {said}"
+        );
+        // Thrown away on purpose.
+        let line = format!("exec \"$0\" {command} > /dev/null");
+        let status = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(line)
+            .arg(ENGINE)
+            .current_dir(lab.path(""))
+            .status();
+        assert!(status.unwrap().success(), "{command}");
+    }
+}
+
+#[test]
 fn raw_and_archives_stream() {
     let lab = with_disk("streams");
     if !available("archives through pipes", &["tar", "zstd", "gzip", "xz"]) {

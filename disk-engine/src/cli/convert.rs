@@ -3,11 +3,12 @@
 mod report;
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::fs::{self, File};
+use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::CreateOptions;
@@ -18,7 +19,7 @@ use crate::base::BaseFormat;
 use crate::cli::follow::Follow;
 use crate::cli::overlay::Format;
 use crate::cli::source::SourceOptions;
-use crate::cli::{Output, options, progress, size};
+use crate::cli::{Output, options, progress, size, stdout};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::plain_path;
 use crate::disk::{Disk, DiskOptions, Locking, PastEnd, WritableDiskOptions};
@@ -160,7 +161,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
 /// has to say what is meant, since a guest may have written the look.
 fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
     let path = &arguments.source;
-    let is_pipe = path.as_os_str() == "-";
+    let is_stdin = path.as_os_str() == "-";
+    let is_pipe = is_stdin || fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
     let is_image = arguments.format.is_some() && !is_pipe;
     if arguments.snapshot.is_some()
         && arguments.format.map(BaseFormat::from) != Some(BaseFormat::Qcow2)
@@ -187,11 +189,14 @@ fn source(arguments: &Arguments, disk: &DiskOptions) -> Result<ConvertSource> {
         return match format {
             BaseFormat::Raw => Ok(ConvertSource::Packed(arguments.packed.at(path))),
             BaseFormat::Qcow2 => {
-                let label = PathBuf::from("standard input");
-                let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-                let stdin = stdin.map_err(|error| Error::io("open", &label, error))?;
+                let label = if is_stdin { Path::new("standard input") } else { path }.to_path_buf();
+                let pipe = match is_stdin {
+                    true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+                    false => File::open(path),
+                };
+                let pipe = pipe.map_err(|error| Error::io("open", &label, error))?;
                 let snapshot = arguments.snapshot.clone();
-                Ok(ConvertSource::Piped { reader: Box::new(stdin), label, snapshot })
+                Ok(ConvertSource::Piped { reader: Box::new(pipe), label, snapshot })
             }
         };
     }
@@ -283,15 +288,8 @@ fn into_stdout(
     label: &Path,
     options: &ConvertOptions,
 ) -> Result<ConvertReport> {
-    let stdout = io::stdout();
-    if stdout.is_terminal() {
-        return Err(usage("a disk is nothing for a terminal")
-            .with_hint("name a file, or send standard output to one"));
-    }
-    let failed = |error| Error::io("write the disk", label, error);
-    // Past the library's own buffer, which looks for ends of lines.
-    let mut file = stdout.as_fd().try_clone_to_owned().map(File::from).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
+    let mut file = stdout::for_bytes("a disk", label)?;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", label, error))?;
     if let Some(path) = files(&source)?.iter().find(|path| is_same_file(&metadata, path)) {
         return Err(usage("the source would be replaced by what is read from it")
             .with_path(path)

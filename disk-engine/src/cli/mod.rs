@@ -46,6 +46,7 @@ mod qemu_img;
 mod rebase;
 mod size;
 mod source;
+mod stdout;
 mod usage;
 
 use std::process::ExitCode;

@@ -1,17 +1,14 @@
 //! The `pack` command: a disk in, a compressed sparse archive out.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::base::BaseFormat;
 use crate::cli::overlay::Format;
-use crate::cli::{Output, progress, size};
+use crate::cli::{Output, progress, size, stdout};
 use crate::disk::chain::probe_top;
 use crate::disk::policy::BackingPolicy;
 use crate::disk::{Disk, DiskOptions, Locking, PastEnd};
@@ -174,15 +171,8 @@ fn format_of(path: &Path, stated: Option<Format>) -> Result<BaseFormat> {
 }
 
 fn into_stdout(source: &Path, label: &Path, options: &PackOptions) -> Result<PackReport> {
-    let stdout = io::stdout();
-    if stdout.is_terminal() {
-        return Err(Error::new(ErrorKind::InvalidInput, "an archive is nothing for a terminal")
-            .with_hint("name a file, or send standard output to one"));
-    }
-    let failed = |error| Error::io("write the archive", label, error);
-    // Past the library's own buffer, which looks for ends of lines.
-    let mut file = stdout.as_fd().try_clone_to_owned().map(File::from).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
+    let mut file = stdout::for_bytes("an archive", label)?;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", label, error))?;
     let disk = Disk::open(source, options.format, &options.disk)?;
     if let Some(image) = disk.images().find(|image| is_same_file(&metadata, image.path)) {
         let message = "the disk would be overwritten by its own archive";

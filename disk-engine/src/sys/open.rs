@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -62,6 +62,21 @@ pub fn lock_file(path: &Path) -> io::Result<File> {
 pub fn is_writable(file: &File) -> io::Result<bool> {
     let flags = fcntl(file, FcntlArg::F_GETFL)?;
     Ok(OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR)
+}
+
+/// Fails as a call on a closed descriptor does, if a standard one was closed when the program began: by
+/// then `/dev/null` stands in for it, open for reading and writing, as nobody else opens it.
+///
+/// # Errors
+///
+/// `EBADF`; what the system says.
+pub fn was_open(file: &File) -> io::Result<()> {
+    let null = fs::metadata("/dev/null");
+    let is_null = null.is_ok_and(|null| {
+        file.metadata()
+            .is_ok_and(|file| file.rdev() == null.rdev() && file.file_type().is_char_device())
+    });
+    if is_null && is_writable(file)? { Err(Errno::EBADF.into()) } else { Ok(()) }
 }
 
 /// Opens an existing temporary of ours to lock it, however far its making got. Its owner may be

@@ -320,6 +320,7 @@ pub(crate) fn destination_of(path: &Path) -> io::Result<(PathBuf, Option<Metadat
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return match split(&path) {
                     Ok(_) => Ok((path, None)),
+                    Err(_) if path.as_os_str().is_empty() => Err(error),
                     Err(_) => Err(Errno::EISDIR.into()),
                 };
             }

@@ -39,7 +39,7 @@ impl Origin {
                     Piped::Streamed(image) => return Ok(Self::Streamed(image)),
                     Piped::Spilled(disk, kept) => {
                         spilled = kept;
-                        vec![disk]
+                        vec![*disk]
                     }
                 }
             }

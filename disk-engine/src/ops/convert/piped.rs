@@ -34,7 +34,7 @@ const HEADER_MAX: u64 = 2 << 20;
 pub(super) enum Piped {
     Streamed(Box<PipedImage>),
     /// And how many bytes are kept.
-    Spilled(Disk, u64),
+    Spilled(Box<Disk>, u64),
 }
 
 /// The start of an image. What lies behind it is not there, and does not matter.
@@ -111,7 +111,7 @@ pub(super) fn open(
         past_end: PastEnd::Fails,
         ..DiskOptions::default()
     };
-    Disk::from_files([file], &how).map(|disk| Piped::Spilled(disk, kept))
+    Disk::from_files([file], &how).map(|disk| Piped::Spilled(Box::new(disk), kept))
 }
 
 /// Reads header, L1 table and L2 tables; says whether they are in memory, or it would be too much.
