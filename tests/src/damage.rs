@@ -5,14 +5,16 @@
 //! map   header, L1 and L2 entries, refcount table, counts, snapshot and bitmap entries ─▶ offsets
 //! ```
 //!
-//! Callers: `image_check`, `image_repair`.
+//! Callers: `image_check`, `image_repair`, `bitmap_repair`, `check_listing`, `check_random`.
 
+mod chance;
 mod list;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+pub use chance::by_chance;
 pub use list::{Damage, damages};
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;

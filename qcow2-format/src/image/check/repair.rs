@@ -421,12 +421,26 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let bits = subject.cluster_bits();
         // Clusters whose entries break rules, most of them: guest data looks like that.
         let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut tables: BTreeMap<u64, bool> = BTreeMap::new();
         subject.each_l1(|l1| {
-            if l1.table() != 0 {
-                let (wrong, all) = seen.entry(l1.at >> bits.to_u32()).or_default();
-                *wrong += u64::from(mend::l1_entry(subject, &l1).is_some());
-                *all += 1;
+            if l1.table() == 0 {
+                return Ok(());
             }
+            let cluster = l1.at >> bits.to_u32();
+            let mut is_wrong = mend::l1_entry(subject, &l1).is_some();
+            if !is_wrong && !l1.active && self.taken.binary_search(&cluster).is_ok() {
+                is_wrong = match tables.get(&l1.table()) {
+                    Some(known) => *known,
+                    None => {
+                        let is_none = self.is_no_table(&l1)?;
+                        tables.insert(l1.table(), is_none);
+                        is_none
+                    }
+                };
+            }
+            let (wrong, all) = seen.entry(cluster).or_default();
+            *wrong += u64::from(is_wrong);
+            *all += 1;
             Ok(())
         })?;
         let is_broken = |cluster: &u64| {

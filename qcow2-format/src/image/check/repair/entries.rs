@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::image::check::repair::fix::Fix;
 use crate::image::check::repair::mend::{self, Mended};
 use crate::image::check::repair::{Fixes, Mender};
-use crate::image::check::tables::Table;
+use crate::image::check::tables::{L1Use, Table};
 use crate::image::check::tally::{Cursor, Tally};
 use crate::io::{WriteAt, read_table};
 
@@ -97,6 +97,16 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
             subject.storage.write_all_at(&bytes, at).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Whether the L2 table that the entry names breaks more rules than it keeps.
+    pub(super) fn is_no_table(&self, l1: &L1Use) -> Result<bool> {
+        let subject = &self.subject;
+        let offset = l1.table();
+        let count = subject.cluster_bits().bytes() / 8;
+        let words = read_table(subject.storage, offset, count, "read an L2 table")?;
+        let table = Table { offset, active: 0, snapshots: l1.times, l1_index: l1.index };
+        Ok(self.is_mostly_broken(&table, &words))
     }
 
     /// Whether more entries break a rule than keep it: guest data looks like that.
