@@ -98,6 +98,8 @@ fn harms(bytes: &[u8]) -> Vec<Harm> {
         ("table longer", two + 8, 4, 3, OTHERS),
         ("reserved flag", two + 12, 4, 1 << 20 | 2, OTHERS),
         ("in use, and longer", two + 8, 8, 3 << 32 | 1, ALL),
+        ("a flag of extra data", two + 12, 4, 6, OTHERS),
+        ("extra data", two + 18, 6, 0x0001_0000_0002, OTHERS),
         ("type", two + 16, 1, 2, OTHERS),
         ("granularity of 8 bytes", two + 17, 1, 3, OTHERS),
         ("granularity that needs more", two + 17, 1, 9, OTHERS),

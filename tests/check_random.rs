@@ -12,7 +12,8 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use qcow2_format::image::check::{CheckOptions, Finding, check};
+use qcow2_format::Header;
+use qcow2_format::image::check::{CheckOptions, Finding, Fix, check};
 use testkit::damage::by_chance;
 use testkit::faulty::Faults;
 use testkit::program::image::ImageTarget;
@@ -128,6 +129,7 @@ fn one(
         }
     };
     told.repaired += 1;
+    let lost = fixes.iter().any(|fix| matches!(fix, Fix::SnapshotLost { .. }));
     let fixes: Vec<_> = fixes.iter().take(12).map(ToString::to_string).collect();
     let after = Verdict::of_qemu(&path);
     // Counts that are too narrow for the references stay wrong, as in QEMU.
@@ -135,7 +137,10 @@ fn one(
     if after.exit != 0 && !overflows && (theirs.counts.is_some() || !in_header) {
         return Err(format!("unclean: {said}{fixes:#?}\n{after:?}"));
     }
-    if overlaps {
+    // Nobody reads a disk of exbibytes, sector by sector.
+    let header = Header::read(&File::open(&path).unwrap());
+    let is_huge = header.is_ok_and(|header| header.virtual_size() > 4 * shape.disk + (1 << 20));
+    if overlaps || is_huge {
         return Ok(());
     }
     told.compared += 1;
@@ -143,6 +148,10 @@ fn one(
         let kept = Sectors::read(&other, snapshot.as_deref());
         let own = Sectors::read(&path, snapshot.as_deref());
         let Some(kept) = kept else { continue };
+        // QEMU keeps a snapshot whose L1 table is something else: ours is dropped by name.
+        if own.is_none() && snapshot.is_some() && lost {
+            continue;
+        }
         let less = own.map_or(Some(0), |own| own.first_less_than(&kept));
         if let Some(sector) = less {
             return Err(format!("content: {snapshot:?} sector {sector}: {said}{fixes:#?}"));

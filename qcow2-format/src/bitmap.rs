@@ -34,6 +34,8 @@ pub struct Bitmap {
     pub kind: u8,
     /// Bytes of the disk that a bit stands for are two to the power of this.
     pub granularity_bits: u8,
+    /// Whether its entry has extra data, of which the specification names none.
+    pub(crate) has_extra_data: bool,
     /// Where its entry lies.
     pub(crate) at: HostOffset,
 }
@@ -92,6 +94,7 @@ impl Bitmap {
             flags: raw.flags.get(),
             kind: raw.kind,
             granularity_bits: raw.granularity_bits,
+            has_extra_data: extra_size > 0,
             at: HostOffset(at),
         };
         Ok((bitmap, usize::try_from(needed).unwrap_or(usize::MAX)))

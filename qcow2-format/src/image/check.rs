@@ -162,8 +162,8 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         self.count_roots(tally, sink)?;
-        self.check_l1(tally, sink)?;
         let landmarks = self.landmarks(sink);
+        self.check_l1(tally, &landmarks, sink)?;
         let mut from = 0;
         loop {
             let round = self.round(from, self.tables_max(options))?;

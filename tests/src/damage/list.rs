@@ -65,6 +65,9 @@ pub fn damages(base: &str, bytes: &[u8]) -> Vec<Damage> {
     if base == "plain" || base == "v2" {
         header(&mut list);
     }
+    if base == "backing" {
+        backing(&mut list);
+    }
     l1(&mut list);
     l2(&mut list);
     if base == "extended" {
@@ -145,6 +148,14 @@ fn header(list: &mut List<'_>) {
     ] {
         list.flip(what, at, width, bits);
     }
+}
+
+fn backing(list: &mut List<'_>) {
+    let (name, length) = (list.map.number(8, 8), list.map.number(16, 4));
+    list.set("NUL in the backing file's name", name + 2, 1, 0);
+    list.set("NUL at the end of the backing file's name", name + length - 1, 1, 0);
+    list.set("NUL behind the backing file's name", 16, 4, length + 1);
+    list.set("NUL for a backing file's name", name, 1, 0);
 }
 
 fn l1(list: &mut List<'_>) {

@@ -13,7 +13,7 @@ use crate::base::BaseFormat;
 use crate::cli::check_report::{self, Fields};
 use crate::error::{Error, ErrorKind};
 use crate::ops::check::{
-    CheckEvent, CheckOptions, CheckReport, Finding, RepairMode, UNSUPPORTED, check,
+    CheckEvent, CheckOptions, CheckReport, Finding, RepairMode, Severity, UNSUPPORTED, check,
 };
 
 pub(super) const KNOWN: &[Known] = &[
@@ -134,8 +134,7 @@ fn told(named: &Named, options: &CheckOptions) -> Result<CheckReport, Error> {
             }
         }
         CheckEvent::Found(finding, times) => {
-            let line = finding.to_string();
-            let _ = (0..*times).try_for_each(|_| writeln!(lines, "{line}"));
+            let _ = each_line(finding, *times, &mut lines);
         }
         CheckEvent::Fixing(fix) => {
             let _ = writeln!(lines, "{fix}");
@@ -153,6 +152,22 @@ fn told(named: &Named, options: &CheckOptions) -> Result<CheckReport, Error> {
     }
     let _ = lines.flush();
     Ok(report)
+}
+
+/// As many lines as qemu-img writes of it.
+fn each_line(finding: &Finding, times: u64, lines: &mut impl Write) -> io::Result<()> {
+    match *finding {
+        _ if finding.severity() == Severity::Note => Ok(()),
+        Finding::RefcountUnknown { cluster, count } => {
+            let clusters = cluster..cluster.saturating_add(count);
+            let one = |cluster| Finding::RefcountUnknown { cluster, count: 1 };
+            clusters.into_iter().try_for_each(|cluster| writeln!(lines, "{}", one(cluster)))
+        }
+        _ => {
+            let line = finding.to_string();
+            (0..times).try_for_each(|_| writeln!(lines, "{line}"))
+        }
+    }
 }
 
 fn is_of_flags(finding: &Finding) -> bool {

@@ -29,7 +29,8 @@ const BITMAP_MAX_BYTES: u64 = 512 << 20;
 const NAME_MAX: usize = 1023;
 /// Bytes of a directory, at most.
 const DIRECTORY_MAX_BYTES: u64 = 64 << 20;
-const FLAGS: u32 = Bitmap::IN_USE | Bitmap::AUTO | Bitmap::EXTRA_DATA_COMPATIBLE;
+/// Extra data, and the flag that it may be ignored, nobody knows.
+const FLAGS: u32 = Bitmap::IN_USE | Bitmap::AUTO;
 /// Of a bitmap's table: offset, and the bit that says all ones.
 pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const RESERVED: u64 = !(OFFSET | ALL_ONES);
@@ -190,6 +191,7 @@ impl<'a> Rules<'a> {
                 "it has no name, or one that is too long",
             ),
             (bitmap.kind != 1, "its type is unknown"),
+            (bitmap.has_extra_data, "it has extra data"),
             (
                 !bitmap.is_in_use() && needed != entries,
                 "its table is not as long as the disk needs",

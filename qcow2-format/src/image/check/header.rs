@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! as stored ─▶ snapshot fields, refcount table set aside ─▶ parsed, as if the file never ended ─▶ put back
+//!                 └ and what else breaks a rule that a check can do without: `Aside`
 //! ```
 //!
 //! What is left must hold, since nothing can be found without it: cluster size and widths, features,
-//! the place of the active L1 table. Callers: `check`, `repair`.
+//! that the place of the active L1 table is aligned. Callers: `check`, `repair`.
 
 use crate::address::HostOffset;
 use crate::error::{Error, FieldError, Result, Violation};
@@ -20,6 +21,9 @@ const ENDLESS: u64 = 1 << 63;
 const REFCOUNT_FIELDS: std::ops::Range<usize> = 48..60;
 /// `nb_snapshots` and `snapshots_offset`.
 const SNAPSHOT_FIELDS: std::ops::Range<usize> = 60..72;
+const BACKING_OFFSET: usize = 8;
+const BACKING_SIZE: usize = 16;
+const L1_OFFSET: usize = 40;
 /// The last byte of `autoclear_features`.
 const AUTOCLEAR_LOW: usize = 95;
 /// The largest cluster holds any header.
@@ -55,18 +59,14 @@ pub(super) fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Header> {
             *to = from;
         }
     }
-    let mut header = match Header::parse(&start, ENDLESS) {
-        // A bit that vouches for bitmaps where there are none, or none that can be found.
-        Err(Error::Corrupt(error)) if is_of_bitmaps(&error) => {
-            if let Some(bits) = start.get_mut(AUTOCLEAR_LOW) {
-                *bits &= 0xfe;
-            }
-            let mut header = Header::parse(&start, ENDLESS)?;
-            header.autoclear = header.autoclear.with(AutoclearFeatures::BITMAPS, true);
-            header
+    let mut aside = Aside::default();
+    let mut header = loop {
+        match Header::parse(&start, ENDLESS) {
+            Err(Error::Corrupt(error)) if aside.takes(&error, &mut start, cluster) => {}
+            other => break other?,
         }
-        other => other?,
     };
+    aside.put_back(&mut header);
     let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
     let word = |number| u32::try_from(number).unwrap_or(u32::MAX);
     let (offset, clusters) = refcounts.split_at(8);
@@ -76,6 +76,61 @@ pub(super) fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Header> {
     header.nb_snapshots = word(number(count));
     header.snapshots_offset = HostOffset(number(offset));
     Ok(header)
+}
+
+/// What is read as if it were something else, each at most once.
+#[derive(Debug, Default)]
+struct Aside {
+    /// The bit that vouches for bitmaps where there are none, or none that can be found.
+    bitmaps: bool,
+    /// An L1 table that is said to be the header.
+    l1: bool,
+    /// A backing file's name in the header.
+    name_place: bool,
+    /// A backing file's name with a NUL: for QEMU it ends there. Nobody follows it.
+    name: bool,
+    has_backing: bool,
+}
+
+impl Aside {
+    /// Whether the rule that is broken does not matter here; `start` then keeps it.
+    fn takes(&mut self, error: &FieldError, start: &mut [u8], cluster: u64) -> bool {
+        let (flag, at, bytes) = match error.violation {
+            _ if is_of_bitmaps(error) => {
+                let low = start.get(AUTOCLEAR_LOW).copied().unwrap_or_default() & 0xfe;
+                (&mut self.bitmaps, AUTOCLEAR_LOW, vec![low])
+            }
+            Violation::OverlapsHeader if error.field == "l1_table_offset" => {
+                (&mut self.l1, L1_OFFSET, cluster.to_be_bytes().to_vec())
+            }
+            Violation::BackingNameInHeader { .. } => {
+                self.has_backing = start.get(BACKING_SIZE..BACKING_SIZE + 4) != Some(&[0; 4]);
+                (&mut self.name_place, BACKING_OFFSET, vec![0; 8])
+            }
+            Violation::NameWithNul if error.field == "backing file name" => {
+                let name = start.get(BACKING_OFFSET..).and_then(<[u8]>::first_chunk);
+                let name = name.map_or(0, |at| u64::from_be_bytes(*at));
+                let length = u32::try_from(error.offset.saturating_sub(name)).unwrap_or(0);
+                (&mut self.name, BACKING_SIZE, length.to_be_bytes().to_vec())
+            }
+            _ => return false,
+        };
+        let Some(place) = start.get_mut(at..at.saturating_add(bytes.len())) else { return false };
+        place.copy_from_slice(&bytes);
+        !std::mem::replace(flag, true)
+    }
+
+    fn put_back(self, header: &mut Header) {
+        if self.bitmaps {
+            header.autoclear = header.autoclear.with(AutoclearFeatures::BITMAPS, true);
+        }
+        if self.l1 {
+            header.l1_table_offset = HostOffset(0);
+        }
+        if self.has_backing {
+            header.backing_file = Some(Vec::new());
+        }
+    }
 }
 
 /// Whether the rule that is broken is one of the extension for bitmaps, or of the bit that vouches for it.

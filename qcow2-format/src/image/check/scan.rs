@@ -130,9 +130,15 @@ impl<S: ReadAt> Reader<'_, '_, '_, S> {
     }
 
     /// Whether COPIED flags mean anything here: in a table of the active disk, in the first pass. An L1
-    /// entry of offset 0 names no table, whatever its flags.
+    /// entry of offset 0 names no table, whatever its flags; and as in QEMU, nothing is said of a table
+    /// whose own refcount is not known.
     fn has_flags(&self) -> bool {
-        self.scan.first && self.table.active > 0 && self.table.offset != 0
+        let subject = self.scan.subject;
+        let cluster = self.table.offset >> subject.cluster_bits().to_u32();
+        self.scan.first
+            && self.table.active > 0
+            && self.table.offset != 0
+            && !subject.is_unknown(cluster)
     }
 
     fn times(&self) -> u64 {

@@ -15,7 +15,7 @@ use crate::image::check::finding::Finding;
 use crate::image::check::report::Sink;
 use crate::image::check::spread::spread;
 use crate::image::check::tally::{Cursor, Tally};
-use crate::image::check::walk::{Subject, beyond};
+use crate::image::check::walk::{Landmarks, Subject, beyond};
 use crate::io::ReadAt;
 use crate::l1::{COPIED, OFFSET, RESERVED};
 
@@ -108,7 +108,12 @@ impl<S: ReadAt> Subject<'_, S> {
     }
 
     /// Tells what is wrong with L1 entries, L2 tables left aside.
-    pub(super) fn check_l1(&self, tally: &Tally<'_, S>, sink: &mut Sink<'_>) -> Result<()> {
+    pub(super) fn check_l1(
+        &self,
+        tally: &Tally<'_, S>,
+        landmarks: &Landmarks,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
         let bits = self.cluster_bits();
         let mut cursor = Cursor::default();
         self.each_l1(|l1| {
@@ -133,6 +138,11 @@ impl<S: ReadAt> Subject<'_, S> {
             {
                 let (index, entry) = (l1.index, l1.entry);
                 sink.tell(Finding::L1Copied { index, entry, refcount, guest }, 1);
+            }
+            let overlap = clusters.as_ref().filter(|_| offset != 0);
+            if let Some((cluster, metadata)) = overlap.and_then(|at| landmarks.find(at)) {
+                let guest = Some(guest);
+                sink.tell_first(Finding::Overlap { cluster, metadata, guest }, l1.times);
             }
             match clusters {
                 Some(clusters) => tally.add(&mut cursor, clusters, l1.times),
