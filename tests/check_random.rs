@@ -137,10 +137,8 @@ fn one(
     if after.exit != 0 && !overflows && (theirs.counts.is_some() || !in_header) {
         return Err(format!("unclean: {said}{fixes:#?}\n{after:?}"));
     }
-    // Nobody reads a disk of exbibytes, sector by sector.
-    let header = Header::read(&File::open(&path).unwrap());
-    let is_huge = header.is_ok_and(|header| header.virtual_size() > 4 * shape.disk + (1 << 20));
-    if overlaps || is_huge {
+    // A name with a NUL is nothing to our reader.
+    if overlaps || in_header && Header::read(&File::open(&path).unwrap()).is_err() {
         return Ok(());
     }
     told.compared += 1;

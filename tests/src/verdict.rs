@@ -137,9 +137,12 @@ pub fn repair_by_qemu(path: &Path) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sectors(Vec<Option<[u8; 512]>>);
 
+/// Bytes of a disk that is read, at most.
+const DISK_MAX: u64 = 256 << 20;
+
 impl Sectors {
     /// The disk in the image at `path`, or a snapshot of it, as our reader has it. `None` if the image
-    /// cannot be opened.
+    /// cannot be opened, or is huge.
     ///
     /// # Panics
     ///
@@ -170,7 +173,8 @@ impl Sectors {
             Some(data) => Image::open_with_data(storage, data, &options),
             None => Image::open(storage, &options),
         };
-        let image = image.ok()?;
+        // Nobody reads a disk of exbibytes, sector by sector.
+        let image = image.ok().filter(|image| image.virtual_size() <= DISK_MAX)?;
         let sectors = (0..image.virtual_size() / 512).map(|sector| {
             let mut bytes = [0; 512];
             let at = GuestOffset(sector * 512);

@@ -388,10 +388,7 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
     /// Clusters of L1 tables in which something else lies, too.
     fn taken(&self) -> Result<Vec<u64>> {
         let subject = &self.subject;
-        let start = subject.header.l1_table_offset.0;
-        let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
-        let all =
-            subject.snapshot_l1s().chain(std::iter::once(start..start.saturating_add(length)));
+        let all = subject.snapshot_l1s().chain(std::iter::once(subject.active_l1()));
         let inside = all
             .filter_map(|range| subject.within(range.start, range.end.saturating_sub(range.start)));
         let parts = spread(inside.collect());
@@ -452,11 +449,10 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
             let first = broken.partition_point(|cluster| *cluster < clusters.start);
             broken.get(first).is_some_and(|cluster| *cluster < clusters.end)
         };
-        let active = subject.header.l1_table_offset.0;
-        let length = u64::from(subject.header.l1_size) * TABLE_ENTRY_BYTES;
-        if is_taken(&(active..active.saturating_add(length))) {
+        let active = subject.active_l1();
+        if is_taken(&active) {
             let violation = Violation::Overlap { what: "rest of the image" };
-            return Err(header::corrupt("l1_table_offset", active, 40, violation));
+            return Err(header::corrupt("l1_table_offset", active.start, 40, violation));
         }
         Ok(subject.snapshot_l1s().filter(is_taken).map(|range| range.start).collect())
     }

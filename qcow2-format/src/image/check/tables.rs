@@ -60,11 +60,10 @@ pub(super) struct Round {
 impl<S: ReadAt> Subject<'_, S> {
     /// Shows `each` the L1 entries that are not zero.
     pub(super) fn each_l1(&self, mut each: impl FnMut(L1Use) -> Result<()>) -> Result<()> {
-        let start = self.header.l1_table_offset.0;
-        let length = u64::from(self.header.l1_size) * TABLE_ENTRY_BYTES;
+        let active = self.active_l1();
         let doing = "read an L1 table";
-        self.each_entry(start..start.saturating_add(length), doing, |at, entry| {
-            let index = at.saturating_sub(start) / TABLE_ENTRY_BYTES;
+        self.each_entry(active.clone(), doing, |at, entry| {
+            let index = at.saturating_sub(active.start) / TABLE_ENTRY_BYTES;
             each(L1Use { entry, at, index, times: 1, active: true })
         })?;
         for part in spread(self.snapshot_l1s().collect()) {

@@ -101,6 +101,12 @@ impl<S: ReadAt> Subject<'_, S> {
         roots
     }
 
+    /// Where the active L1 table lies, in bytes.
+    pub(super) fn active_l1(&self) -> Range<u64> {
+        let start = self.header.l1_table_offset.0;
+        start..start.saturating_add(u64::from(self.header.l1_size) * TABLE_ENTRY_BYTES)
+    }
+
     /// Where the snapshots' L1 tables lie, in bytes.
     pub(super) fn snapshot_l1s(&self) -> impl Iterator<Item = Range<u64>> {
         self.snapshots.tables.iter().map(|table| {

@@ -133,11 +133,14 @@ impl<S: WriteAt + Sync> Mender<'_, S> {
         let subject = &self.subject;
         let bits = subject.cluster_bits();
         let length = subject.header.geometry.l1_entry_span();
+        let active = subject.active_l1();
         subject.each_l1(|l1| {
             // Who says that this is an L1 table may be wrong, and what else lies there right.
             let taken = self.taken.binary_search(&(l1.at >> bits.to_u32())).is_ok();
             let drops = dropped.contains(&l1.table());
-            if taken && (drops || !l1.active) {
+            // Unless it says so itself.
+            let own = l1.active && active.contains(&l1.table());
+            if taken && (drops && !own || !l1.active) {
                 return Ok(());
             }
             let mended = if drops {
