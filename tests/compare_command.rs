@@ -49,7 +49,7 @@ fn make(
 ) -> &'static str {
     let path = folder.join(name);
     let _ = fs::remove_file(&path);
-    let below = format!("{name}-below");
+    let (below, middle) = (format!("{name}-below"), format!("{name}-middle"));
     if random.once_in(4) {
         let file = File::create(&path).unwrap();
         // It may end within a sector.
@@ -76,8 +76,18 @@ fn make(
     let mut create = vec!["create", "-q", "-f", "qcow2", "-o", options];
     if random.once_in(3) && !options.contains("preallocation") {
         // What lies below may end earlier.
-        File::create(folder.join(&below)).unwrap().set_len(size / (1 + random.word() % 2)).unwrap();
-        create.extend(["-b", &below, "-F", "raw"]);
+        let file = File::create(folder.join(&below)).unwrap();
+        file.set_len(size / (1 + random.word() % 2)).unwrap();
+        file.write_all_at(&[1; 512], 0).unwrap();
+        if random.once_in(2) {
+            create.extend(["-b", &below, "-F", "raw"]);
+        } else {
+            // And what is between them, too.
+            let length = (size / (1 + random.word() % 3)).next_multiple_of(512).to_string();
+            let layer = ["create", "-q", "-f", "qcow2", "-b", &below, "-F", "raw", &middle];
+            img_in(folder, &[&layer[..], &[&length]].concat());
+            create.extend(["-b", &middle, "-F", "qcow2"]);
+        }
     }
     create.extend([name, &length]);
     img_in(folder, &create);
@@ -158,4 +168,32 @@ fn two_disks_are_compared_as_qemu_img_compares_them() {
     }
     sweep.tell(&format!("{} the same, {} different", counts[0], counts[1]));
     assert!(sweep.programs < 100 || counts[0] > 50 && counts[1] > 20, "{counts:?}");
+}
+
+/// What lies in between may end where the top goes on: QEMU says of the top alone where the disk ends.
+#[test]
+fn an_image_between_that_ends_early_is_not_the_end_of_the_disk() {
+    if !available("a short image in the middle of a chain", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let place = memory_folder();
+    let folder = place.path();
+    fs::write(folder.join("base"), [b'x'; 65536]).unwrap();
+    img_in(folder, &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "middle", "64k"]);
+    img_in(folder, &["create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "top", "128k"]);
+    img_in(folder, &["create", "-q", "-f", "qcow2", "flat", "128k"]);
+    for (name, writes) in
+        [("top", &["write -z 64k 64k"][..]), ("flat", &["write -P 120 0 64k", "write -z 64k 64k"])]
+    {
+        let mut io = Command::new("qemu-io");
+        io.current_dir(folder).args(["-f", "qcow2", name]);
+        for write in writes {
+            io.args(["-c", write]);
+        }
+        assert!(io.output().unwrap().status.success());
+    }
+    let words = ["compare", "-s", "-f", "qcow2", "-F", "qcow2", "top", "flat"];
+    let (theirs, ours) = (run(folder, "qemu-img", &words), run(folder, ENGINE, &words));
+    assert_eq!(theirs.status.code(), Some(0), "{theirs:?}");
+    assert_eq!((ours.status.code(), ours.stdout), (Some(0), theirs.stdout));
 }

@@ -75,7 +75,7 @@ impl Layers {
     /// The status of the piece that starts at `offset`, which lies in the disk's sectors.
     pub(super) fn status_at(&self, offset: u64) -> Result<BlockStatus> {
         let mut limit = whole_sectors(self.size()).saturating_sub(offset).max(1);
-        // Where an image that leaves the piece to the next one ends with it.
+        // Where the top ends, if it leaves the piece to the next one and ends with it.
         let mut end = None;
         let mut found = BlockStatus::past_end(limit);
         for depth in 0.. {
@@ -92,8 +92,9 @@ impl Layers {
                 found.last = ends && depth == 0;
                 break;
             }
+            // The last image says it of itself, too; one in between has no say.
             found.last = ends;
-            if ends {
+            if ends && depth == 0 {
                 end = Some(reached);
             }
             limit = found.length;
