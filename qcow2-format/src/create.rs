@@ -43,7 +43,7 @@ pub use layout::Layout;
 pub use stream::StreamedImage;
 
 /// Disks are made of whole sectors of 512 bytes, as far as QEMU is concerned.
-const SECTOR_BYTES: u64 = 512;
+pub(crate) const SECTOR_BYTES: u64 = 512;
 /// QEMU writes the feature name table only where 4096 bytes of the first cluster are left for it,
 /// which the header itself takes from a cluster of that size.
 const FEATURE_NAMES_MIN_CLUSTER: u64 = 8192;

@@ -170,9 +170,6 @@ pub enum Violation {
     /// A string with a NUL byte in it, which other programs would read as a shorter one.
     #[error("the name holds a NUL byte")]
     NameWithNul,
-    /// A raw external data file beside a backing file.
-    #[error("an image whose external data file is raw has no backing file")]
-    RawExternalDataWithBacking,
     /// The raw external data bit without the external data file bit.
     #[error("the raw external data bit needs the external data file bit")]
     RawExternalDataAlone,
@@ -187,9 +184,6 @@ pub enum Violation {
         /// Bytes that are left.
         available: u64,
     },
-    /// A second extension of a type that appears at most once.
-    #[error("the extension appears a second time")]
-    DuplicateExtension,
     /// A backing format name over 15 bytes.
     #[error("a backing format name has at most 15 bytes")]
     BackingFormatTooLong,
@@ -199,9 +193,6 @@ pub enum Violation {
         /// The length the specification gives.
         expected: u64,
     },
-    /// The bitmaps bit without the bitmaps extension.
-    #[error("the bitmaps bit is set and there is no bitmaps extension")]
-    BitmapsMissing,
     /// No bitmaps, or more than 65,535.
     #[error("the bitmaps extension names 1 to 65535 bitmaps")]
     BitmapCount,

@@ -153,7 +153,7 @@ impl Header {
         self.geometry
     }
 
-    /// Size of the disk the guest sees, in bytes.
+    /// Size of the disk the guest sees, in bytes: whole sectors of 512.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
         self.virtual_size
@@ -250,13 +250,16 @@ impl Header {
         self.backing_file.as_deref()
     }
 
-    /// The backing file's format, as in `raw`.
+    /// The backing file's format, as in `raw`. An empty one is none.
     #[must_use]
     pub fn backing_format(&self) -> Option<&[u8]> {
-        self.extensions.iter().find_map(|extension| match extension {
-            HeaderExtension::BackingFormat(format) => Some(format.as_slice()),
-            _ => None,
-        })
+        self.extensions
+            .iter()
+            .find_map(|extension| match extension {
+                HeaderExtension::BackingFormat(format) => Some(format.as_slice()),
+                _ => None,
+            })
+            .filter(|format| !format.is_empty())
     }
 
     /// The external data file's name as stored.

@@ -91,6 +91,7 @@ impl<S: ReadAt> Image<S> {
         if let Some(method) = method {
             return Err(Unsupported::Encryption { method }.into());
         }
+        header.check_data_file()?;
         let external = IncompatibleFeatures::EXTERNAL_DATA_FILE;
         let external_data = header.incompatible_features().contains(external);
         match (external_data, data.is_some()) {

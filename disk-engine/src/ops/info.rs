@@ -257,7 +257,9 @@ impl ImageInfo {
                 .then_some(true),
             backing_filename: name.map(text),
             full_backing_filename: name.map(|name| shown(&full_path(&image.path, name))),
-            backing_filename_format: header.and_then(Header::backing_format).map(text),
+            backing_filename_format: name
+                .and_then(|_| header.and_then(Header::backing_format))
+                .map(text),
             format_specific: specific,
             header: header.map(HeaderInfo::of),
         })
@@ -279,7 +281,7 @@ impl Qcow2Info {
             encrypt: None,
             corrupt: v3.then(|| incompatible.contains(IncompatibleFeatures::CORRUPT)),
             extended_l2: v3.then(|| header.geometry().extended_l2),
-            data_file: header.external_data_file().map(text),
+            data_file: header.external_data_file().filter(|_| v3).map(text),
             data_file_raw: external.then(|| {
                 header.autoclear_features().contains(AutoclearFeatures::RAW_EXTERNAL_DATA)
             }),

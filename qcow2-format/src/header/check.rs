@@ -14,29 +14,15 @@ use crate::header::{CryptMethod, Header, SNAPSHOTS_MAX};
 const SNAPSHOT_ENTRY_MIN_BYTES: u64 = 40;
 
 impl Header {
-    /// Rules that tie feature bits to each other and to extensions.
+    /// Rules that tie feature bits to each other and to extensions. Autoclear bits have none: what they
+    /// vouch for may be gone, and they are cleared then.
     pub(super) fn check_feature_bits(&self) -> Result<()> {
-        let autoclear = self.autoclear.0;
-        let raw_external = self.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA);
         let external = self.incompatible.contains(IncompatibleFeatures::EXTERNAL_DATA_FILE);
         let has = |found: fn(&HeaderExtension) -> bool| self.extensions.iter().any(found);
-        if raw_external && !external {
-            let violation = Violation::RawExternalDataAlone;
-            return Err(corrupt("autoclear_features", autoclear, 88, violation));
-        }
-        if raw_external && self.backing_file.is_some() {
-            let violation = Violation::RawExternalDataWithBacking;
-            return Err(corrupt("autoclear_features", autoclear, 88, violation));
-        }
         if external && self.nb_snapshots > 0 {
             let snapshots = self.nb_snapshots.into();
             let violation = Violation::SnapshotsWithExternalData;
             return Err(corrupt("nb_snapshots", snapshots, 60, violation));
-        }
-        if self.autoclear.contains(AutoclearFeatures::BITMAPS)
-            && !has(|extension| matches!(extension, HeaderExtension::Bitmaps(_)))
-        {
-            return Err(corrupt("autoclear_features", autoclear, 88, Violation::BitmapsMissing));
         }
         if self.crypt_method == CryptMethod::Luks
             && !has(|extension| matches!(extension, HeaderExtension::EncryptionHeader(_)))
@@ -49,6 +35,32 @@ impl Header {
             return Err(corrupt("cluster_bits", bits, 20, Violation::ClusterBitsForExtendedL2));
         }
         Ok(())
+    }
+
+    /// That nothing is said of a data file that there is none of. Of the header alone nobody minds; QEMU
+    /// opens no such disk.
+    pub(crate) fn check_data_file(&self) -> Result<()> {
+        let external = self.incompatible.contains(IncompatibleFeatures::EXTERNAL_DATA_FILE);
+        if external || !self.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA) {
+            return Ok(());
+        }
+        let violation = Violation::RawExternalDataAlone;
+        Err(corrupt("autoclear_features", self.autoclear.0, 88, violation))
+    }
+
+    /// The autoclear bits that vouch for something: that the specification names, and that is there.
+    pub(crate) fn upheld_autoclear(&self) -> AutoclearFeatures {
+        let external = self.incompatible.contains(IncompatibleFeatures::EXTERNAL_DATA_FILE);
+        let bitmaps =
+            self.extensions.iter().any(|found| matches!(found, HeaderExtension::Bitmaps(_)));
+        let mut upheld = AutoclearFeatures(self.autoclear.0 & !self.autoclear.unknown());
+        if !external {
+            upheld = upheld.with(AutoclearFeatures::RAW_EXTERNAL_DATA, false);
+        }
+        if !bitmaps {
+            upheld = upheld.with(AutoclearFeatures::BITMAPS, false);
+        }
+        upheld
     }
 
     /// Rules on where the tables lie and how large they are.

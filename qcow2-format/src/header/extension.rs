@@ -86,15 +86,29 @@ impl FeatureNameTable {
         Self(table)
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(data: Vec<u8>) -> Self {
+        Self(data)
+    }
+
     /// What the table calls a bit, if it does.
     #[must_use]
     pub fn name(&self, feature_type: FeatureType, bit: u32) -> Option<String> {
-        let entries = self.0.chunks_exact(size_of::<RawFeatureName>());
-        let entry = entries
-            .filter_map(|bytes| RawFeatureName::ref_from_bytes(bytes).ok())
-            .find(|e| e.feature_type == feature_type.to_u8() && u32::from(e.bit) == bit)?;
-        let name = entry.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let (_, _, name) = self
+            .entries()
+            .find(|(kind, at, _)| *kind == feature_type.to_u8() && u32::from(*at) == bit)?;
         Some(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Type, bit and name of each entry, in order. As in QEMU the first one without a name ends the
+    /// table, and the last one may be cut.
+    fn entries(&self) -> impl Iterator<Item = (u8, u8, &[u8])> {
+        let entries = self.0.chunks(size_of::<RawFeatureName>()).filter_map(|entry| {
+            let (kind, rest) = entry.split_first()?;
+            let (bit, name) = rest.split_first()?;
+            Some((*kind, *bit, name.split(|byte| *byte == 0).next().unwrap_or_default()))
+        });
+        entries.take_while(|(_, _, name)| !name.is_empty())
     }
 }
 
@@ -124,6 +138,7 @@ pub(crate) struct Surroundings {
     pub cluster_bits: ClusterBits,
     pub file_length: u64,
     pub luks: bool,
+    pub external_data: bool,
     pub bitmaps_consistent: bool,
 }
 
@@ -225,14 +240,9 @@ pub(crate) fn parse_area(
         let length = usize::try_from(length).map_err(|_| too_long())?;
         let data = behind.get(..length).ok_or_else(too_long)?;
         let data_offset = offset.saturating_add(8);
-        let known = is_known(extension_type);
-        if known && extensions.iter().any(|other| other.extension_type() == extension_type) {
-            return Err(corrupt(
-                "header extension type",
-                extension_type.into(),
-                offset,
-                Violation::DuplicateExtension,
-            ));
+        if is_known(extension_type) {
+            // The last one counts.
+            extensions.retain(|other| other.extension_type() != extension_type);
         }
         extensions.push(parse_data(extension_type, data, data_offset, surroundings)?);
         // The last extension's padding may be cut off by the area's end.
@@ -270,10 +280,16 @@ fn parse_data(
                     Violation::BackingFormatTooLong,
                 ));
             }
-            HeaderExtension::BackingFormat(name("backing file format name", data, offset)?)
+            // A format is no path: what follows a NUL is padding.
+            HeaderExtension::BackingFormat(until_nul(data))
         }
         extension_type::EXTERNAL_DATA_FILE => {
-            HeaderExtension::ExternalDataFile(name("external data file name", data, offset)?)
+            let file = match name("external data file name", data, offset) {
+                // Nobody opens it.
+                Err(_) if !surroundings.external_data => until_nul(data),
+                file => file?,
+            };
+            HeaderExtension::ExternalDataFile(file)
         }
         extension_type::FEATURE_NAME_TABLE => {
             HeaderExtension::FeatureNameTable(FeatureNameTable(data.to_vec()))
@@ -289,6 +305,10 @@ fn parse_data(
         },
         _ => HeaderExtension::Unknown { extension_type, data: data.to_vec() },
     })
+}
+
+fn until_nul(data: &[u8]) -> Vec<u8> {
+    data.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
 fn name(field: &'static str, data: &[u8], offset: u64) -> Result<Vec<u8>> {
@@ -396,20 +416,21 @@ pub(crate) fn corrupt(field: &'static str, value: u64, offset: u64, violation: V
     FieldError { field, value, offset, violation }.into()
 }
 
-/// The first feature name table in `area`, if the extensions before it can be walked.
+/// The last feature name table in `area`, as far as its extensions can be walked.
 pub(crate) fn feature_name_table(area: &[u8]) -> Option<FeatureNameTable> {
     let mut rest = area;
-    loop {
-        let (header, behind) = RawExtensionHeader::read_from_prefix(rest).ok()?;
-        let length = usize::try_from(header.length.get()).ok()?;
+    let mut found = None;
+    while let Ok((header, behind)) = RawExtensionHeader::read_from_prefix(rest) {
+        let length = usize::try_from(header.length.get()).unwrap_or(usize::MAX);
+        let Some(data) = behind.get(..length) else { break };
         match header.extension_type.get() {
-            extension_type::END => return None,
-            extension_type::FEATURE_NAME_TABLE => {
-                return behind.get(..length).map(|data| FeatureNameTable(data.to_vec()));
-            }
-            _ => rest = behind.get(length.checked_next_multiple_of(8)?..)?,
+            extension_type::END => break,
+            extension_type::FEATURE_NAME_TABLE => found = Some(data),
+            _ => {}
         }
+        rest = behind.get(length.saturating_add(7) & !7..).unwrap_or_default();
     }
+    found.map(|data| FeatureNameTable(data.to_vec()))
 }
 
 /// The error for unknown incompatible bits, with the names the image itself gives them.
@@ -417,18 +438,17 @@ pub(crate) fn unknown_features(
     features: IncompatibleFeatures,
     table: Option<&FeatureNameTable>,
 ) -> Error {
-    let unknown = features.unknown();
-    let names = (0..u64::BITS)
-        .filter(|bit| unknown >> bit & 1 == 1)
-        .map(|bit| {
-            table
-                .and_then(|table| table.name(FeatureType::Incompatible, bit))
-                .filter(|name| !name.is_empty())
-                .map_or_else(
-                    || format!("unknown bit {bit}"),
-                    |name| format!("\"{}\" (bit {bit})", name.escape_debug()),
-                )
-        })
-        .collect();
+    let mut unknown = features.unknown();
+    let mut names = Vec::new();
+    for (kind, bit, name) in table.into_iter().flat_map(FeatureNameTable::entries) {
+        let mask = 1_u64.checked_shl(bit.into()).unwrap_or(0);
+        if kind == FeatureType::Incompatible.to_u8() && unknown & mask != 0 {
+            let name = String::from_utf8_lossy(name);
+            names.push(format!("\"{}\" (bit {bit})", name.escape_debug()));
+            unknown &= !mask;
+        }
+    }
+    let unnamed = (0..u64::BITS).filter(|bit| unknown >> bit & 1 == 1);
+    names.extend(unnamed.map(|bit| format!("unknown bit {bit}")));
     Unsupported::IncompatibleFeatures { value: features.0, names }.into()
 }

@@ -10,6 +10,7 @@
 use zerocopy::FromBytes;
 
 use crate::address::HostOffset;
+use crate::create::SECTOR_BYTES;
 use crate::error::{Error, Result, Unsupported, Violation};
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::{ClusterBits, Geometry, RefcountOrder};
@@ -74,6 +75,7 @@ impl Header {
             cluster_bits: fixed.cluster_bits,
             file_length,
             luks: crypt_method == CryptMethod::Luks,
+            external_data: v3.incompatible.contains(IncompatibleFeatures::EXTERNAL_DATA_FILE),
             bitmaps_consistent: v3.autoclear.contains(AutoclearFeatures::BITMAPS),
         };
         let backing = fixed.parse_backing_range(v3.header_length)?;
@@ -86,7 +88,7 @@ impl Header {
             refcount_order,
             extended_l2: v3.incompatible.contains(IncompatibleFeatures::EXTENDED_L2),
         };
-        let header = Self {
+        let mut header = Self {
             version: fixed.version,
             geometry,
             virtual_size: fixed.raw.size.get(),
@@ -110,6 +112,8 @@ impl Header {
         };
         header.check_feature_bits()?;
         header.check_tables(surroundings)?;
+        // QEMU counts in sectors, and knows nothing of what the last one lacks.
+        header.virtual_size -= header.virtual_size % SECTOR_BYTES;
         Ok(header)
     }
 }
@@ -195,7 +199,7 @@ impl Fixed {
         if offset == 0 {
             return Ok(None);
         }
-        if offset < header_length {
+        if offset < header_length && length > 0 {
             let violation = Violation::BackingNameInHeader { header_length };
             return Err(corrupt("backing_file_offset", offset, 8, violation));
         }

@@ -77,7 +77,8 @@ impl Header {
     }
 
     /// Names another backing file, with its format. Everything else stays as it is, but for
-    /// autoclear bits that the specification does not name: who rewrites a header clears them.
+    /// autoclear bits that the specification does not name, or that vouch for nothing: who rewrites a
+    /// header clears them.
     ///
     /// # Errors
     ///
@@ -85,7 +86,7 @@ impl Header {
     /// header is then as it was.
     pub fn set_backing_file(&mut self, backing: &BackingFile) -> Result<()> {
         backing.check()?;
-        if self.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA) {
+        if self.upheld_autoclear().contains(AutoclearFeatures::RAW_EXTERNAL_DATA) {
             return Err(OptionsError::BackingWithRawExternalData.into());
         }
         let mut header = self.clone();
@@ -138,7 +139,7 @@ impl Header {
 
     /// Becomes `header`, if that can be written.
     fn become_rewritten(&mut self, mut header: Self) -> Result<()> {
-        header.autoclear.0 &= !header.autoclear.unknown();
+        header.autoclear = header.upheld_autoclear();
         // A header that does not fit is better known now than at the write.
         header.encode()?;
         *self = header;

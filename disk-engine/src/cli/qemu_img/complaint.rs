@@ -272,6 +272,7 @@ fn broken(error: &FieldError) -> Option<String> {
         Violation::VirtualSize { .. } | Violation::L1TooSmall { .. } => {
             "L1 table is too small".to_owned()
         }
+        Violation::RawExternalDataAlone => "data-file-raw requires a data file".to_owned(),
         Violation::CryptMethod => format!("Unsupported encryption method {value}"),
         Violation::L1TooLarge { .. } => "Active L1 table too large".to_owned(),
         Violation::Unaligned { .. } if *field == "l1_table_offset" => {

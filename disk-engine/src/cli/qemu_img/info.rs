@@ -181,9 +181,11 @@ fn human_image(image: &ImageInfo) -> String {
     text
 }
 
-/// A row of the list of snapshots.
+/// A row of the list of snapshots. The first columns are as wide as C has them, in bytes.
 fn row(id: &str, tag: &str, [size, date, clock, count]: [&str; 4]) -> String {
-    format!("{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {count:>10}\n")
+    let behind = |text: &str, width: usize| " ".repeat(width.saturating_sub(text.len()));
+    let (id_end, tag_end) = (behind(id, 7), behind(tag, 16));
+    format!("{id}{id_end} {tag}{tag_end} {size:>8} {date:>19} {clock:>15} {count:>10}\n")
 }
 
 fn snapshot_row(snapshot: &SnapshotInfo) -> String {

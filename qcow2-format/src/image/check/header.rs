@@ -67,6 +67,7 @@ pub(super) fn read(storage: &(impl ReadAt + ?Sized)) -> Result<Header> {
         }
     };
     aside.put_back(&mut header);
+    header.check_data_file()?;
     let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
     let word = |number| u32::try_from(number).unwrap_or(u32::MAX);
     let (offset, clusters) = refcounts.split_at(8);
@@ -142,7 +143,7 @@ fn is_of_bitmaps(error: &FieldError) -> bool {
         "bitmap_directory_size",
         "bitmap_directory_offset",
     ];
-    error.violation == Violation::BitmapsMissing || fields.contains(&error.field)
+    fields.contains(&error.field)
 }
 
 /// That the refcount table is where one can be.

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use crate::address::{HostCluster, HostOffset};
 use crate::error::{Error, FieldError, RequestError, Result, Violation};
-use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
+use crate::feature::{CompatibleFeatures, IncompatibleFeatures};
 use crate::header::{Header, Version};
 use crate::image::write::counts::Counts;
 use crate::image::write::guard::{Guard, Kind};
@@ -189,9 +189,9 @@ impl State {
         Ok(())
     }
 
-    /// Clears the autoclear bits that the specification does not name.
+    /// Clears the autoclear bits that the specification does not name, or that vouch for nothing.
     pub(super) fn clear_unknown_autoclear(&mut self, storage: &impl WriteAt) -> Result<()> {
-        let known = AutoclearFeatures(self.header.autoclear.0 & !self.header.autoclear.unknown());
+        let known = self.header.upheld_autoclear();
         if self.header.version() == Version::V2 || self.header.autoclear == known {
             return Ok(());
         }
