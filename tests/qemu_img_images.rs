@@ -7,12 +7,12 @@
 //! ```
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use testkit::door::Door;
-use testkit::qemu::img_in;
+use testkit::qemu::{img, img_in};
 use testkit::tool::{available, memory_folder};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_engine");
@@ -183,4 +183,56 @@ fn bits_that_vouch_for_nothing_are_gone_after_a_write() {
     assert_eq!(bits, [0; 8]);
     img_in(folder.path(), &["check", "-q", "image"]);
     img_in(folder.path(), &["compare", "-q", "-F", "qcow2", "-f", "raw", "raw", "image"]);
+}
+
+/// A cluster of which a part is zeros takes no more space than what qemu-img writes.
+#[test]
+fn holes_within_clusters_take_no_space() {
+    if !available("space of sparse clusters", &["qemu-img"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, |folder| {
+        let file = File::create(folder.join("disk")).unwrap();
+        file.set_len(8 << 20).unwrap();
+        for index in 0..32_u64 {
+            let at = index * (256 << 10) + 4096 * (index % 30);
+            file.write_all_at(&[u8::try_from(index + 1).unwrap(); 4096], at).unwrap();
+        }
+        file.write_all_at(&[3; 300 << 10], 5 << 20).unwrap();
+    });
+    for options in [
+        "cluster_size=128k,preallocation=metadata",
+        "preallocation=metadata",
+        "cluster_size=4k,preallocation=metadata",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=32k",
+        "extended_l2=on,cluster_size=2M",
+        "extended_l2=on,preallocation=metadata",
+        "data_file=data,preallocation=metadata",
+        "data_file=data,extended_l2=on",
+    ] {
+        let words = ["convert", "-f", "raw", "-O", "qcow2", "-o", options, "disk", "image"];
+        let [theirs, ours] = door.ask(&words);
+        assert_eq!(ours, theirs, "{options}");
+        let space = |name: &str| fs::metadata(name).map_or(0, |file| file.blocks() * 512);
+        let of = |folder: &Path| {
+            let path = |name: &str| folder.join(name).display().to_string();
+            space(&path("image")) + space(&path("data"))
+        };
+        let (theirs, ours) = (of(&door.folder().with_file_name("theirs")), of(&door.folder()));
+        // Tables may lie in a few more blocks.
+        assert!(ours <= theirs + (64 << 10), "{options}: {ours} and {theirs} bytes");
+        let folder = door.folder();
+        img_in(&folder, &["check", "-q", "image"]);
+        img_in(&folder, &["compare", "-q", "-f", "raw", "-F", "qcow2", "disk", "image"]);
+        door.remove("image");
+        door.remove("data");
+    }
+    // Zeros that are to be stored are.
+    let words =
+        ["convert", "-f", "raw", "-O", "qcow2", "-S", "0", "-o", "extended_l2=on", "disk", "image"];
+    assert!(door.ask(&words).iter().all(|answer| answer.code == Some(0)));
+    let image = door.folder().join("image");
+    assert!(fs::metadata(&image).unwrap().blocks() * 512 >= 8 << 20);
+    assert!(img(["check", "-q", &image.display().to_string()]).status.success());
 }

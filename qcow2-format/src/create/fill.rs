@@ -27,8 +27,11 @@ use crate::error::{Error, OptionsError, RequestError, Result};
 use crate::geometry::Geometry;
 use crate::header::{Header, Version};
 use crate::image::Preallocation;
-use crate::io::WriteAt;
+use crate::io::{WriteAt, is_zero};
 use crate::l2::{L2Entry, SubclusterBitmap};
+
+/// Zeros are looked for in blocks of this many bytes, as file systems have them.
+const BLOCK: usize = 4096;
 
 /// A new image that is being filled: the guest's clusters, each at most once, in rising order.
 ///
@@ -48,6 +51,10 @@ pub struct ImageFiller<S> {
     payload_end: Option<u64>,
     /// Where the next cluster of the disk may be.
     guest: u64,
+    /// Whether nothing was in the storages, so that what is not written reads as zeros.
+    fresh: bool,
+    /// How many zeros in one piece are left out of what is stored, if any are.
+    hole: Option<usize>,
 }
 
 impl CreateOptions {
@@ -79,9 +86,14 @@ impl CreateOptions {
             (false, true) => return Err(RequestError::DataFileUnexpected.into()),
             _ => {}
         }
+        let mut fresh = true;
         for storage in std::iter::once(&storage).chain(&data) {
-            if storage.length().map_err(Error::io("read the length of the storage", 0))? > 0 {
+            let length =
+                || storage.length().map_err(Error::io("read the length of the storage", 0));
+            if length()? > 0 {
                 storage.set_length(0).map_err(Error::io("empty the storage", 0))?;
+                // A block device keeps its length, and what is on it.
+                fresh &= length()? == 0;
             }
         }
         let geometry = header.geometry();
@@ -97,6 +109,8 @@ impl CreateOptions {
             next: 1,
             payload_end: None,
             guest: 0,
+            fresh,
+            hole: None,
             header,
         })
     }
@@ -114,6 +128,18 @@ impl<S: WriteAt> ImageFiller<S> {
     #[must_use]
     pub fn data_storage(&self) -> &S {
         self.data.as_ref().unwrap_or(self.storage.storage())
+    }
+
+    /// From now on blocks of 4096 zeros are left out of the clusters that are stored, where there are at
+    /// least `least` bytes of them in one piece and QEMU leaves them out, too: with extended L2 entries, and
+    /// in images whose metadata alone is preallocated. Whoever reads them finds the same, in less space.
+    pub fn leave_holes(&mut self, least: usize) {
+        let leaves = match self.preallocation {
+            Preallocation::Off => self.geometry().extended_l2,
+            Preallocation::Metadata => true,
+            Preallocation::Falloc | Preallocation::Full => false,
+        };
+        self.hole = (leaves && self.fresh).then_some(least.max(BLOCK));
     }
 
     /// How much space the image takes from its storage at once.
@@ -186,7 +212,22 @@ impl<S: WriteAt> ImageFiller<S> {
         bitmap: SubclusterBitmap,
     ) -> Result<()> {
         let host = self.place_with(guest, 1, bitmap)?;
-        self.write_data(bytes, host)
+        if self.hole.is_none() {
+            return self.write_data(bytes, host);
+        }
+        let size = bytes.len() / 32;
+        let mut index = 0;
+        while index < 32 {
+            let is = |index: u32| bitmap.is_allocated(index);
+            let end = (index..32).find(|other| is(*other) != is(index)).unwrap_or(32);
+            if is(index) {
+                let range = index as usize * size..end as usize * size;
+                let at = HostOffset(host.0.saturating_add(range.start as u64));
+                self.write_data(bytes.get(range).unwrap_or_default(), at)?;
+            }
+            index = end;
+        }
+        Ok(())
     }
 
     /// Has `clusters` clusters from `guest` on read as zeros, whatever lies below. Version 2 has no
@@ -250,7 +291,32 @@ impl<S: WriteAt> ImageFiller<S> {
         self.header.geometry()
     }
 
+    /// Writes what of `bytes` is not left out.
     fn write_data(&mut self, bytes: &[u8], host: HostOffset) -> Result<()> {
+        let Some(hole) = self.hole else { return self.write_piece(bytes, host) };
+        // Zeros that end at `at` may be a hole; what lies before them from `start` on is to be written.
+        let (mut start, mut zeros, mut at) = (0, 0, 0_usize);
+        for block in bytes.chunks(BLOCK).chain([&[][..]]) {
+            if !block.is_empty() && is_zero(block) {
+                zeros += block.len();
+            } else {
+                if zeros >= hole {
+                    let piece = bytes.get(start..at - zeros).unwrap_or_default();
+                    self.write_piece(piece, HostOffset(host.0.saturating_add(start as u64)))?;
+                    start = at;
+                }
+                zeros = 0;
+            }
+            at += block.len();
+        }
+        let piece = bytes.get(start..).unwrap_or_default();
+        self.write_piece(piece, HostOffset(host.0.saturating_add(start as u64)))
+    }
+
+    fn write_piece(&mut self, bytes: &[u8], host: HostOffset) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         match &self.data {
             Some(data) => data.write_all_at(bytes, host.0),
             None => self.storage.write(bytes, host.0),

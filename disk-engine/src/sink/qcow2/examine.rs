@@ -63,6 +63,11 @@ impl<'a> Rules<'a> {
         self.stores_zeros() && self.compression.is_some() && self.below.is_none()
     }
 
+    /// How many zeros in one piece are a hole of what is stored.
+    pub(super) fn hole(&self) -> Option<usize> {
+        (!self.stores_zeros()).then(|| usize::try_from(self.sparse).unwrap_or(usize::MAX))
+    }
+
     /// Whether examining is work for threads of its own.
     pub(crate) fn is_heavy(&self) -> bool {
         self.compression.is_some() || self.below.is_some()

@@ -165,10 +165,14 @@ impl<'a, S: WriteAt> Qcow2Writer<'a, S> {
             // Whatever it is: the end will tell.
             None => image.plan()?.header().geometry().max_virtual_size(),
         };
-        match data {
+        let mut filler = match data {
             Some(data) => image.virtual_size(size).fill_with_data(storage, data),
             None => image.virtual_size(size).fill(storage),
+        }?;
+        if let Some(least) = self.rules.hole() {
+            filler.leave_holes(least);
         }
+        Ok(filler)
     }
 
     fn chunk(
