@@ -53,17 +53,20 @@ pub(crate) fn human(bytes: u64) -> String {
     let mut unit = 0;
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     let mut value = bytes as f64;
-    // 999.5 and more would be shown with a fourth digit.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
+    // A thousand of a unit is shown in the next one, as less than one of it.
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
     }
     let name = UNITS.get(unit).copied().unwrap_or("B");
     let precision = match value {
         _ if unit == 0 => 0,
+        value if value < 0.9995 => 3,
         value if value < 9.995 => 2,
         value if value < 99.95 => 1,
-        _ => 0,
+        value if value < 999.5 => 0,
+        // As C writes a number that takes a fourth digit.
+        _ => return format!("1e+03 {name}"),
     };
     let text = format!("{value:.precision$}");
     let text =
@@ -105,6 +108,11 @@ mod tests {
             (1 << 30, "1 GiB"),
             (3 << 29, "1.5 GiB"),
             (50 << 30, "50 GiB"),
+            (999, "999 B"),
+            (1000, "0.977 KiB"),
+            (1023 << 10, "0.999 MiB"),
+            ((1 << 20) - 256, "1 MiB"),
+            (1023 * 1000 + 600, "1e+03 KiB"),
         ] {
             assert_eq!(human(bytes), text);
         }

@@ -26,6 +26,7 @@ use qcow2_format::{Header, ReadAt};
 use crate::base::BaseFormat;
 use crate::disk::foreign;
 use crate::disk::policy::BackingPolicy;
+use crate::disk::stated::StatedBacking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::{EndsEarly, ImageFile};
 use crate::sys::image_lock::{Access, ImageLock, Locking};
@@ -70,7 +71,8 @@ impl Chain {
     /// The top image cannot be opened; an image of the chain contradicts its format; the chain
     /// loops or is deeper than [`DEPTH_MAX`].
     pub fn open(path: &Path, format: BaseFormat, policy: &BackingPolicy) -> Result<Self> {
-        Self::open_for(Access::Read, path, format, policy, Locking::Off)
+        let own = StatedBacking::Own;
+        Self::open_for(Access::Read, path, format, policy, &own, Locking::Off)
     }
 
     /// As [`Chain::open`], with each image locked as `locking` says.
@@ -85,10 +87,11 @@ impl Chain {
         policy: &BackingPolicy,
         locking: Locking,
     ) -> Result<Self> {
-        Self::open_for(Access::Read, path, format, policy, locking)
+        Self::open_for(Access::Read, path, format, policy, &StatedBacking::Own, locking)
     }
 
-    /// As [`Chain::open`], with the top open for `access` and each image locked.
+    /// As [`Chain::open`], with the top open for `access`, standing on what is `stated`, and each image
+    /// locked.
     ///
     /// # Errors
     ///
@@ -99,6 +102,7 @@ impl Chain {
         path: &Path,
         format: BaseFormat,
         policy: &BackingPolicy,
+        stated: &StatedBacking,
         locking: Locking,
     ) -> Result<Self> {
         let writing = access == Access::Write;
@@ -111,7 +115,12 @@ impl Chain {
             seen.admit(&file, &path)?;
             let access = if images.is_empty() { access } else { Access::Read };
             let image = ChainImage::read(locked(file, &path, access, locking)?, path, format)?;
-            match image.backing(policy) {
+            let backing = if images.is_empty() {
+                image.stated_backing(policy, stated)
+            } else {
+                image.backing(policy)
+            };
+            match backing {
                 None => {}
                 Some(Ok(backing)) => next = Some(backing),
                 Some(Err(error)) => not_followed = Some(error),
@@ -218,6 +227,25 @@ impl ChainImage {
 
     fn has_backing(&self) -> bool {
         self.header.as_ref().is_some_and(|header| header.backing_file().is_some())
+    }
+
+    /// As [`ChainImage::backing`], where the caller may have said what it is.
+    fn stated_backing(
+        &self,
+        policy: &BackingPolicy,
+        stated: &StatedBacking,
+    ) -> Option<Result<(File, PathBuf, BaseFormat)>> {
+        match stated {
+            StatedBacking::Own => self.backing(policy),
+            StatedBacking::Nothing => None,
+            StatedBacking::Format(format) => {
+                let name = self.header.as_ref()?.backing_file()?;
+                Some(policy.open(&self.path, name).map(|(file, path)| (file, path, *format)))
+            }
+            StatedBacking::File { path, format } => {
+                Some(open_top(path).map(|file| (file, path.clone(), *format)))
+            }
+        }
     }
 
     /// Opens the backing file; `None` if there is none.

@@ -312,7 +312,7 @@ fn from_below(
 
 fn raw_run(disk: &RawDisk, offset: u64, limit: u64) -> Result<Run> {
     let run = disk.run_at(offset)?;
-    let host = HostOffset(offset);
+    let host = HostOffset(disk.host(offset));
     let kind = match run.zero {
         true => RunKind::Zero { host: Some(host) },
         false => RunKind::Data { host },

@@ -14,6 +14,7 @@
 //! sectors   a disk counted in sectors
 //! status    what QEMU says of a place on a disk
 //! opening   from a chain to its layers
+//! stated    what the caller says of the top image
 //! opened    a disk that is read
 //! writable  a disk that is read and written
 //! map       which part of a disk comes from where
@@ -27,12 +28,13 @@ mod layer;
 mod layers;
 pub mod map;
 pub mod opened;
-mod opening;
+pub(crate) mod opening;
 pub mod pad;
 pub mod policy;
 pub mod raw;
 mod raw_write;
 pub mod sectors;
+pub mod stated;
 pub mod status;
 pub mod writable;
 
@@ -44,6 +46,7 @@ pub use opened::{Disk, DiskFile, DiskOptions, PastEnd};
 pub use pad::{PadOptions, PadReport, pad_for_direct_io};
 pub use policy::DataFileNames;
 pub use raw::RawDisk;
+pub use stated::{RawPart, StatedBacking, StatedTop};
 pub use status::BlockStatus;
 pub use writable::{WritableDisk, WritableDiskOptions};
 

@@ -25,6 +25,7 @@ use crate::disk::layers::{DiskImage, Layers};
 use crate::disk::map::DiskRuns;
 use crate::disk::opening;
 use crate::disk::policy::{BackingPolicy, DataFileNames};
+use crate::disk::stated::StatedTop;
 use crate::disk::status::BlockStatus;
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -42,6 +43,8 @@ pub struct DiskOptions {
     pub data_files: BackingPolicy,
     /// What their names count from if they are relative.
     pub data_file_names: DataFileNames,
+    /// What is read of the top image otherwise than it says.
+    pub top: StatedTop,
     /// The id or name of the top image's snapshot that is read, instead of its active disk.
     pub snapshot: Option<String>,
     /// Bytes of table entries kept in memory.
@@ -77,6 +80,7 @@ impl Default for DiskOptions {
             policy: BackingPolicy::default(),
             data_files: BackingPolicy::Deny,
             data_file_names: DataFileNames::default(),
+            top: StatedTop::default(),
             snapshot: None,
             l2_cache: 4 << 20,
             cluster_cache: 8 << 20,

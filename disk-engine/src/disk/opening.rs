@@ -17,13 +17,14 @@ use qcow2_format::image::{WritableImage, WriteOptions};
 use qcow2_format::{Header, Image, ReadOptions};
 
 use crate::base::BaseFormat;
-use crate::disk::chain::{Chain, ChainImage, from_format, identity, locked};
+use crate::disk::chain::{Chain, ChainImage, from_format, identity, locked, open_image};
 use crate::disk::layer::Layer;
 use crate::disk::layers::Layers;
 use crate::disk::opened::{DiskFile, DiskOptions, PastEnd};
 use crate::disk::policy::BackingPolicy;
 use crate::disk::raw::RawDisk;
 use crate::disk::raw_write::{RawWriting, WritableRaw};
+use crate::disk::stated::RawPart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::ImageFile;
 use crate::sys::image_lock::{Access, Locking};
@@ -46,14 +47,20 @@ pub(super) fn open(
     writing: Option<&Writing>,
 ) -> Result<Layers> {
     let access = access(options, writing)?;
-    let chain = Chain::open_for(access, path, format, &options.policy, options.locking)?;
+    let (policy, stated) = (&options.policy, &options.top.backing);
+    let chain = Chain::open_for(access, path, format, policy, stated, options.locking)?;
     if let Some(reason) = chain.not_followed {
         return Err(reason);
     }
     let mut files = Vec::new();
     for (depth, image) in chain.images.iter().enumerate() {
         let access = if depth == 0 { access } else { Access::Read };
-        let file = match named_data_file(image, options, access)? {
+        let stated = options.top.data_file.as_deref().filter(|_| depth == 0);
+        let named = match stated {
+            Some(path) => Some(stated_data_file(image, path, access)?),
+            None => named_data_file(image, options, access)?,
+        };
+        let file = match named {
             None => None,
             Some((file, path)) => Some((locked(file, &path, access, options.locking)?, path)),
         };
@@ -161,7 +168,17 @@ fn layers(
     let Some((image, data)) = top else {
         return Err(Error::new(ErrorKind::InvalidInput, "a disk has at least one image"));
     };
+    let part = options.top.part;
+    if part.is_some() && image.format != BaseFormat::Raw {
+        let message = "a part is taken of raw images only";
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_path(&image.path));
+    }
     let top = match writing {
+        None if part.is_some() && options.snapshot.is_none() => {
+            let ChainImage { path, file, .. } = image;
+            let disk = RawDisk::part_of(file, &path, part.unwrap_or_default())?;
+            Layer::raw(disk, path)
+        }
         None => {
             let snapshot = options.snapshot.as_deref();
             if let Some(name) = snapshot {
@@ -180,7 +197,7 @@ fn layers(
                 .l2_cache(options.l2_cache / own)
                 .cluster_cache(options.cluster_cache / own)
                 .below(below.first().map_or(0, Layer::size));
-            for_writing(image, data, writing)?
+            for_writing(image, data, writing, part)?
         }
     };
     let mut layers = Layers::new(top, below);
@@ -220,13 +237,17 @@ fn for_writing(
     image: ChainImage,
     data: Option<(ImageFile, PathBuf)>,
     writing: Writing,
+    part: Option<RawPart>,
 ) -> Result<Layer> {
     let ChainImage { path, format, file, .. } = image;
     let options = &writing.image;
     let opened = match (format, data) {
         (BaseFormat::Raw, Some(_)) => return Err(raw_with_data_file(&path)),
         (BaseFormat::Raw, None) => {
-            let disk = RawDisk::over(file, &path)?;
+            let disk = match part {
+                Some(part) => RawDisk::part_of(file, &path, part)?,
+                None => RawDisk::over(file, &path)?,
+            };
             return Ok(Layer::writable_raw(WritableRaw::new(disk, writing.raw), path));
         }
         (BaseFormat::Qcow2, None) => WritableImage::open(file, options).map(|image| (image, None)),
@@ -242,15 +263,30 @@ fn raw_with_data_file(path: &Path) -> Error {
     Error::new(ErrorKind::InvalidInput, "a raw image has no external data file").with_path(path)
 }
 
+/// Opens the external data file that the caller names for `image`.
+fn stated_data_file(image: &ChainImage, path: &Path, access: Access) -> Result<(File, PathBuf)> {
+    if !image.header.as_ref().is_some_and(has_data_file) {
+        return Err(Error::new(ErrorKind::InvalidInput, NO_DATA_FILE).with_path(&image.path));
+    }
+    let write = access == Access::Write;
+    let file = open_image(path, File::options().read(true).write(write))?;
+    Ok((file, path.to_path_buf()))
+}
+
+/// What is said of an image that has no external data file, and for which one was named.
+pub(crate) const NO_DATA_FILE: &str = "the image has no external data file";
+
+fn has_data_file(header: &Header) -> bool {
+    header.incompatible_features().contains(IncompatibleFeatures::EXTERNAL_DATA_FILE)
+}
+
 /// Opens the external data file that `image` has, as `policy` allows.
 fn named_data_file(
     image: &ChainImage,
     options: &DiskOptions,
     access: Access,
 ) -> Result<Option<(File, PathBuf)>> {
-    let external = |header: &&Header| {
-        header.incompatible_features().contains(IncompatibleFeatures::EXTERNAL_DATA_FILE)
-    };
+    let external = |header: &&Header| has_data_file(header);
     let Some(header) = image.header.as_ref().filter(external) else { return Ok(None) };
     let Some(name) = header.external_data_file() else {
         let message = "the image does not name its external data file";

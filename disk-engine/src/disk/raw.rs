@@ -1,4 +1,4 @@
-//! A raw image: guest offset is file offset.
+//! A raw image: guest offset is file offset, behind the start of the part that is the disk.
 //!
 //! ```text
 //! disk   █ data █ zeros █ data █      the same bytes at the same places of the file;
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::chain;
 use crate::disk::content::{ContentRun, DiskContent, StoredRun};
+use crate::disk::sectors::SECTOR;
+use crate::disk::stated::RawPart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::image_file::ImageFile;
 use crate::sys::image_lock::ImageLock;
@@ -23,6 +25,8 @@ use crate::sys::sparse;
 pub struct RawDisk {
     file: ImageFile,
     path: PathBuf,
+    /// Where the disk begins in the file.
+    start: u64,
     size: u64,
 }
 
@@ -50,7 +54,31 @@ impl RawDisk {
     /// As [`RawDisk::of`], of a file that is locked.
     pub(super) fn over(file: ImageFile, path: &Path) -> Result<Self> {
         let size = chain::length(&file, path)?;
-        Ok(Self { file, path: path.to_path_buf(), size })
+        Ok(Self { file, path: path.to_path_buf(), start: 0, size })
+    }
+
+    /// As [`RawDisk::over`], of a part of the file.
+    pub(super) fn part_of(file: ImageFile, path: &Path, part: RawPart) -> Result<Self> {
+        let length = chain::length(&file, path)?;
+        let whole = length.next_multiple_of(SECTOR);
+        let end = part.offset.checked_add(part.size.unwrap_or(0)).filter(|end| *end <= whole);
+        let wrong = |message: &'static str, field: &'static str| {
+            Err(Error::new(ErrorKind::InvalidInput, message).with_path(path).with_field(field))
+        };
+        if end.is_none() {
+            return wrong("the part of the raw image ends behind it", "size");
+        }
+        if part.size.is_some_and(|size| !size.is_multiple_of(SECTOR)) {
+            return wrong("a part of a raw image takes whole sectors", "size");
+        }
+        let left = length.saturating_sub(part.offset);
+        let size = part.size.map_or(left, |size| size.min(left));
+        Ok(Self { file, path: path.to_path_buf(), start: part.offset, size })
+    }
+
+    /// Where in the file a guest offset lies.
+    pub(super) fn host(&self, offset: u64) -> u64 {
+        self.start.saturating_add(offset)
     }
 
     /// The file it lies in.
@@ -79,11 +107,13 @@ impl DiskContent for RawDisk {
 
     fn run_at(&self, offset: u64) -> Result<ContentRun> {
         self.check(offset, 1)?;
-        let data = sparse::next_data(self.file.file(), offset)
+        let data = sparse::next_data(self.file.file(), self.host(offset))
             .map_err(|error| Error::io("look for data in the disk", &self.path, error))?;
         let (end, zero) = match data {
-            Some(data) if data.start <= offset => (data.end, false),
-            Some(data) => (data.start, true),
+            Some(data) if data.start <= self.host(offset) => {
+                (data.end.saturating_sub(self.start), false)
+            }
+            Some(data) => (data.start.saturating_sub(self.start), true),
             None => (self.size, true),
         };
         Ok(ContentRun {
@@ -95,15 +125,17 @@ impl DiskContent for RawDisk {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, bytes.len() as u64)?;
+        let at = self.host(offset);
         self.file
             .file()
-            .read_exact_at(bytes, offset)
-            .map_err(|error| Error::io("read the disk", &self.path, error).with_offset(offset))
+            .read_exact_at(bytes, at)
+            .map_err(|error| Error::io("read the disk", &self.path, error).with_offset(at))
     }
 
     fn stored_at(&self, offset: u64) -> Result<Option<StoredRun<'_>>> {
         let run = self.run_at(offset)?;
         let file = self.file.file();
+        let offset = self.host(offset);
         Ok((!run.zero).then_some(StoredRun { file, offset, length: run.length }))
     }
 }

@@ -56,21 +56,22 @@ impl WritableRaw {
             return self.write_zeroes(offset, bytes.len() as u64, mode);
         }
         self.change("write to the disk", offset, bytes.len() as u64, |file| {
-            WriteAt::write_all_at(file, bytes, offset)
+            WriteAt::write_all_at(file, bytes, self.disk.host(offset))
         })
     }
 
     pub(super) fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        let at = self.disk.host(offset);
         self.change("write zeros to the disk", offset, length, |file| match mode {
-            ZeroMode::Keep => file.zero_in_place(offset, length),
-            ZeroMode::Unmap => file.write_zeros_at(offset, length),
+            ZeroMode::Keep => file.zero_in_place(at, length),
+            ZeroMode::Unmap => file.write_zeros_at(at, length),
         })
     }
 
     pub(super) fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.change("discard part of the disk", offset, length, |file| match self.how.discard {
             Discard::Ignore => Ok(()),
-            Discard::Unmap => file.punch_at(offset, length),
+            Discard::Unmap => file.punch_at(self.disk.host(offset), length),
         })
     }
 

@@ -16,7 +16,8 @@ use super::Stop;
 use super::image::Named;
 use crate::base::BaseFormat;
 use crate::disk::chain::{DEPTH_MAX, backing_format, open_top};
-use crate::disk::{inspect, policy};
+use crate::disk::opening::NO_DATA_FILE;
+use crate::disk::{StatedBacking, inspect, policy};
 use crate::error::{Error, ErrorKind};
 use crate::ops::convert::READ_FROM;
 use crate::sys::image_lock::{self, Conflict, Permission};
@@ -27,8 +28,9 @@ const BACKING: &str = "Could not open backing file: ";
 pub(super) fn not_opened(named: &Named, error: &Error) -> Stop {
     let mut reason = String::new();
     let (mut path, mut format) = (named.path.clone(), named.format);
+    let mut stated = &named.top.backing;
     for _ in 0..DEPTH_MAX {
-        match below(&path, format) {
+        match below(&path, format, std::mem::replace(&mut stated, &StatedBacking::Own)) {
             Below::None => break,
             Below::Fails(error) => {
                 reason.push_str(&self::reason(&error, &path));
@@ -89,8 +91,13 @@ pub(super) enum Below {
     Refused(Error),
 }
 
-/// What the image at `path` stands on.
-pub(super) fn below(path: &Path, format: BaseFormat) -> Below {
+/// What the image at `path` stands on, as far as the caller did not say.
+pub(super) fn below(path: &Path, format: BaseFormat, stated: &StatedBacking) -> Below {
+    match stated {
+        StatedBacking::Nothing => return Below::None,
+        StatedBacking::File { path, format } => return Below::Named(path.clone(), *format),
+        StatedBacking::Own | StatedBacking::Format(_) => {}
+    }
     let image = match inspect(path, format) {
         Ok(image) => image,
         Err(error) => return Below::Fails(error),
@@ -101,6 +108,9 @@ pub(super) fn below(path: &Path, format: BaseFormat) -> Below {
         Ok(plain) => plain.strip_prefix("./").map(Path::to_path_buf).unwrap_or(plain),
         Err(error) => return Below::Refused(error),
     };
+    if let StatedBacking::Format(format) = stated {
+        return Below::Named(plain, *format);
+    }
     match backing_format(header, path) {
         Ok(format) => Below::Named(plain, format),
         Err(error) => Below::Refused(match std::fs::metadata(&plain) {
@@ -134,6 +144,9 @@ pub(super) fn reason(error: &Error, path: &Path) -> String {
         cause = source.source();
     }
     match error.kind() {
+        ErrorKind::InvalidInput if error.message() == NO_DATA_FILE => {
+            "'data-file' can only be set for images with an external data file".to_owned()
+        }
         ErrorKind::InvalidInput if error.message().starts_with("an image is a regular file") => {
             format!("'file' driver requires '{shown}' to be a regular file")
         }

@@ -211,7 +211,7 @@ impl Asked {
             target: WritableDiskOptions { disk: named.disk(), ..WritableDiskOptions::default() },
             ..ConvertOptions::new(format)
         };
-        Ok((Goal::There(named), options))
+        Ok((Goal::There(Box::new(named)), options))
     }
 
     /// The file to make, and what it is to be.
@@ -348,7 +348,7 @@ fn below(path: &Path, shown: &str, backing: &OsStr, format: Option<&str>) -> Out
 /// Where the disk goes.
 pub(super) enum Goal {
     New(Place),
-    There(Named),
+    There(Box<Named>),
 }
 
 impl Goal {

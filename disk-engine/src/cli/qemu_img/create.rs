@@ -12,6 +12,7 @@ use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
 use super::place::Place;
 use super::{Outcome, Stop, complaint, device, next_option, print, warn};
+use crate::disk::StatedTop;
 use crate::disk::chain::Chain;
 use crate::disk::policy::{BackingPolicy, DataFileNames};
 use crate::disk::sectors::{SECTOR, whole_sectors};
@@ -215,6 +216,10 @@ fn backing_size(path: &Path, backing: &OsStr, format: Option<&str>) -> Result<u6
         let start = format!("Could not open '{}': ", full.to_string_lossy());
         hint(stop.text.strip_prefix(&start).unwrap_or(&stop.text).to_owned())
     })?;
+    if named.top != StatedTop::default() {
+        let text = "options of a backing file's parts are not supported by this program";
+        return Err(hint(text.to_owned()));
+    }
     let policy = BackingPolicy::Any;
     let opened = Chain::open(&named.path, named.format, &policy).and_then(|chain| {
         match chain.not_followed {

@@ -11,21 +11,21 @@
 //! commands of `qemu_img`.
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow2_format::feature::AutoclearFeatures;
 use qcow2_format::header::extension::HeaderExtension;
 
-use super::stated::Stated;
+use super::stated::{Other, Stated};
 use super::{NAME, Outcome, Stop, complaint, tell};
 use crate::base::BaseFormat;
 use crate::disk::chain::DEPTH_MAX;
 use crate::disk::foreign::foreign_format;
 use crate::disk::policy::{BackingPolicy, DataFileNames};
 use crate::disk::sectors::whole_sectors;
-use crate::disk::{Disk, DiskContent, DiskOptions, Locking, inspect};
+use crate::disk::{Disk, DiskContent, DiskOptions, Locking, StatedBacking, StatedTop, inspect};
 
 /// What a disk encrypted as a whole begins with: to qemu-img a format, to others a disk's bytes.
 const LUKS: &[u8] = b"LUKS\xba\xbe";
@@ -106,8 +106,14 @@ pub(super) struct Named {
     pub(super) path: PathBuf,
     /// Its format, stated or found.
     pub(super) format: BaseFormat,
+    /// Whether it is a file without a format, which is read as a raw image is.
+    pub(super) protocol: bool,
     /// Whether others may write meanwhile.
     pub(super) force_share: bool,
+    /// What of it is read otherwise than it says.
+    pub(super) top: StatedTop,
+    /// The same as the caller wrote it.
+    pub(super) other: Other,
 }
 
 impl Named {
@@ -119,6 +125,7 @@ impl Named {
             data_files: BackingPolicy::Any,
             data_file_names: DataFileNames::OfWorkingFolder,
             locking: self.locking(),
+            top: self.top.clone(),
             ..DiskOptions::default()
         }
     }
@@ -126,12 +133,14 @@ impl Named {
     /// Says of each image of the chain what qemu-img warns of when it opens one.
     pub(super) fn warn(&self) {
         let (mut path, mut format) = (self.path.clone(), self.format);
+        let mut stated = &self.top.backing;
         for _ in 0..DEPTH_MAX {
             warn_of_bitmaps(&path, format);
-            match complaint::below(&path, format) {
+            match complaint::below(&path, format, stated) {
                 complaint::Below::Named(next, next_format) => (path, format) = (next, next_format),
                 _ => return,
             }
+            stated = &StatedBacking::Own;
         }
     }
 
@@ -200,6 +209,8 @@ impl Naming {
         let stop = |reason: String| Stop::said(format!("Could not open '{shown}': {reason}"));
         let mut format = self.format.clone();
         let mut force_share = self.force_share;
+        let mut other = Other::default();
+        let mut protocol = false;
         let json = if self.image_opts { None } else { word.as_bytes().strip_prefix(b"json:") };
         let path = if self.image_opts || json.is_some() {
             let stated = match json {
@@ -207,13 +218,15 @@ impl Naming {
                 None => Stated::from_list(&shown).map_err(stop)?,
             };
             // What the command states goes before what the name does.
+            let (path, alone) = stated.file().map_err(stop)?;
+            protocol = alone;
+            other = stated.other;
             format = format.or(stated.driver);
             force_share |= stated.force_share;
             if let Some(driver) = stated.file_driver.filter(|driver| driver != "file") {
                 return Err(stop(unsupported(&driver)));
             }
-            let missing = || stop("A block device must be specified for \"file\"".to_owned());
-            PathBuf::from(stated.filename.ok_or_else(missing)?)
+            path
         } else {
             plain(word).map_err(stop)?
         };
@@ -221,14 +234,24 @@ impl Naming {
             return Err(stop("The 'file' block driver requires a file name".to_owned()));
         }
         let format = match format.as_deref() {
+            Some("file") if protocol => BaseFormat::Raw,
             Some("raw") => BaseFormat::Raw,
             Some("qcow2") => BaseFormat::Qcow2,
             Some(other) if is_known(other) => return Err(stop(unsupported(other))),
             Some(other) => return Err(stop(format!("Unknown driver '{other}'"))),
             None => probe(&path).map_err(stop)?,
         };
-        Ok(Named { shown, path, format, force_share })
+        let top = other.top(&path, format).map_err(stop)?;
+        Ok(Named { shown, path, format, protocol, force_share, top, other })
     }
+}
+
+/// The length of the file at `path` in whole sectors.
+pub(super) fn length(path: &Path) -> Result<u64, String> {
+    let reason = |error| complaint::reason(&error, path);
+    let mut file = crate::disk::chain::open_top(path).map_err(reason)?;
+    let end = file.seek(SeekFrom::End(0)).map_err(|error| complaint::strerror(&error))?;
+    Ok(whole_sectors(end))
 }
 
 /// The path that a word without options means.

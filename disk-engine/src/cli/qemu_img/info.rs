@@ -77,6 +77,12 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
 fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
     let (mut images, mut named) = (Vec::new(), named.clone());
     let mut seen = Vec::new();
+    let not_opened =
+        |reason: String| Stop::said(format!("Could not open '{}': {reason}", named.shown));
+    named.other.alone().map_err(not_opened)?;
+    if named.protocol {
+        return Err(not_opened(super::image::unsupported("file")));
+    }
     loop {
         let mut options = InfoOptions::from(BackingPolicy::Deny);
         options.locking = named.locking();
@@ -86,7 +92,11 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             Stop::said(format!("Could not open '{}': {reason}", named.shown))
         })?;
         named.warn_alone();
-        let image = report.image;
+        let mut image = report.image;
+        if let Some(name) = named.other.name(&image.filename) {
+            image.filename = name;
+            image.virtual_size = named.size_and_files(&named.disk())?.0;
+        }
         let next = image.full_backing_filename.clone().filter(|_| chain);
         seen.push(image.filename.clone());
         let format = image.backing_filename_format.clone();

@@ -24,27 +24,47 @@ pub(super) fn pretty(value: &Value) -> String {
     text
 }
 
+/// `value` in one line.
+pub(super) fn line(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, &Value)| {
+                let mut text = String::new();
+                quote(&mut text, name);
+                format!("{text}: {}", line(value))
+            };
+            let fields: Vec<_> = ordered(fields).into_iter().map(field).collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(line).collect();
+            format!("[{}]", items.join(", "))
+        }
+        plain => pretty(plain),
+    }
+}
+
 fn write(text: &mut String, value: &Value, level: usize) {
     match value {
         Value::String(string) => quote(text, string),
         Value::Array(items) => {
             text.push('[');
             for (index, item) in items.iter().enumerate() {
-                line(text, index > 0, level + 1);
+                new_line(text, index > 0, level + 1);
                 write(text, item, level + 1);
             }
-            line(text, false, level);
+            new_line(text, false, level);
             text.push(']');
         }
         Value::Object(fields) => {
             text.push('{');
             for (index, (name, value)) in ordered(fields).into_iter().enumerate() {
-                line(text, index > 0, level + 1);
+                new_line(text, index > 0, level + 1);
                 quote(text, name);
                 text.push_str(": ");
                 write(text, value, level + 1);
             }
-            line(text, false, level);
+            new_line(text, false, level);
             text.push('}');
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {
@@ -93,7 +113,7 @@ fn ordered(fields: &serde_json::Map<String, Value>) -> Vec<(&String, &Value)> {
     ordered
 }
 
-fn line(text: &mut String, comma: bool, level: usize) {
+fn new_line(text: &mut String, comma: bool, level: usize) {
     if comma {
         text.push(',');
     }

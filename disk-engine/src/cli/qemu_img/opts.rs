@@ -313,7 +313,7 @@ pub(super) fn help(target: Target, name: &str, file: bool) -> String {
     text
 }
 
-fn switch(name: &str, text: &str) -> Result<bool, String> {
+pub(super) fn switch(name: &str, text: &str) -> Result<bool, String> {
     match text {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -321,7 +321,7 @@ fn switch(name: &str, text: &str) -> Result<bool, String> {
     }
 }
 
-fn size(name: &str, text: &str) -> Result<u64, String> {
+pub(super) fn size(name: &str, text: &str) -> Result<u64, String> {
     number::parse(text).map_err(|wrong| match wrong {
         number::Wrong::Range => format!("Value '{text}' is out of range for parameter '{name}'"),
         number::Wrong::Word => format!(
@@ -332,7 +332,7 @@ fn size(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
-fn count(name: &str, text: &str) -> Result<u64, String> {
+pub(super) fn count(name: &str, text: &str) -> Result<u64, String> {
     let wrong = || format!("Parameter '{name}' expects a number");
     // As C has it: a number below zero wraps around.
     let (negative, text) = match text.trim_start().strip_prefix('-') {
