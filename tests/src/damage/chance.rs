@@ -49,7 +49,7 @@ pub fn by_chance(bytes: &[u8], in_header: bool, random: &mut Random) -> (String,
             }
             _ => {
                 let other = &places[random.below(places.len())];
-                let from = other.start + random.word() % other.length.max(1) & !7;
+                let from = (other.start + random.word() % other.length.max(1)) & !7;
                 let value = match random.below(4) {
                     0 => [0; 8],
                     1 if place.what != "refcount table" => [0xff; 8],
