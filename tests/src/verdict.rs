@@ -193,6 +193,13 @@ impl Sectors {
         self.0.iter().all(Option::is_some)
     }
 
+    /// The sectors that are the same in `other`.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let pairs = self.0.iter().zip(&other.0);
+        Self(pairs.map(|(one, other)| one.filter(|_| one == other)).collect())
+    }
+
     /// The first sector that `other` has and that is different here.
     #[must_use]
     pub fn first_less_than(&self, other: &Self) -> Option<usize> {

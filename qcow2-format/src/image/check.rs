@@ -109,6 +109,7 @@ impl<'a, S: ReadAt + Sync> Subject<'a, S> {
             bitmaps,
             with_refcounts: true,
             with_snapshot_table: true,
+            as_mended: false,
         };
         if subject.has_data_file() && subject.header.nb_snapshots > 0 {
             let count = subject.header.nb_snapshots;

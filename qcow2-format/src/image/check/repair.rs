@@ -330,6 +330,8 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
 
     fn mend_all(&mut self, before: &Verdict, fixes: &mut Fixes<'_>) -> Result<()> {
         if before.hard > 0 {
+            // What breaks a rule names nothing that a repair would keep.
+            self.subject.as_mended = true;
             // What a claim that is too long covers is somebody else's.
             self.shorten_l1(fixes)?;
             self.cut_snapshots()?;

@@ -148,6 +148,8 @@ impl<S: ReadAt> Reader<'_, '_, '_, S> {
     fn entry(&mut self, index: u64, raw: u64, bitmap: SubclusterBitmap) -> Result<()> {
         let subject = self.scan.subject;
         let guest = self.guest(index);
+        let (raw, bitmap) =
+            if subject.as_mended { subject.mended_l2(raw, bitmap, guest) } else { (raw, bitmap) };
         if raw & COMPRESSED != 0 {
             return self.compressed(index, raw, bitmap);
         }

@@ -116,6 +116,10 @@ impl<S: ReadAt> Subject<'_, S> {
         let bits = self.cluster_bits();
         let mut cursor = Cursor::default();
         self.each_l1(|l1| {
+            let l1 = if self.as_mended { self.mended_l1(l1) } else { l1 };
+            if l1.entry == 0 {
+                return Ok(());
+            }
             let (offset, guest) = (l1.table(), self.guest_of(l1.index));
             if l1.entry & RESERVED != 0 {
                 sink.tell_first(Finding::L1Reserved { entry: l1.entry, guest }, l1.times);

@@ -41,6 +41,8 @@ pub(in crate::image) struct Subject<'a, S> {
     pub(super) with_refcounts: bool,
     /// Whether the snapshot table counts as used.
     pub(super) with_snapshot_table: bool,
+    /// Whether entries that break a rule count as what a repair makes of them.
+    pub(super) as_mended: bool,
 }
 
 impl<S: ReadAt> Subject<'_, S> {

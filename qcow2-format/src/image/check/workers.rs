@@ -142,7 +142,8 @@ impl<S: ReadAt + Sync> Scan<'_, S> {
         tell: &mut Tell<'_>,
     ) -> Result<()> {
         let bits = self.subject.cluster_bits();
-        if !bits.is_aligned(offset) && self.is_one_too_many(offset) {
+        let skips = || self.subject.as_mended || self.is_one_too_many(offset);
+        if !bits.is_aligned(offset) && skips() {
             return Ok(());
         }
         let per_table = bits.bytes() / 8;

@@ -19,7 +19,27 @@ use crate::image::check::repair::mend::{self, Mended};
 use crate::image::check::repair::{Fixes, Mender};
 use crate::image::check::tables::{L1Use, Table};
 use crate::image::check::tally::{Cursor, Tally};
-use crate::io::{WriteAt, read_table};
+use crate::image::check::walk::Subject;
+use crate::io::{ReadAt, WriteAt, read_table};
+use crate::l2::SubclusterBitmap;
+
+impl<S: ReadAt> Subject<'_, S> {
+    /// What a repair makes of the L1 entry.
+    pub(in crate::image::check) fn mended_l1(&self, l1: L1Use) -> L1Use {
+        mend::l1_entry(self, &l1).map_or(l1, |mended| L1Use { entry: mended.raw, ..l1 })
+    }
+
+    /// What a repair makes of the L2 entry.
+    pub(in crate::image::check) fn mended_l2(
+        &self,
+        raw: u64,
+        bitmap: SubclusterBitmap,
+        guest: GuestOffset,
+    ) -> (u64, SubclusterBitmap) {
+        mend::l2_entry(self, raw, bitmap.0, guest)
+            .map_or((raw, bitmap), |mended| (mended.raw, SubclusterBitmap(mended.bitmap)))
+    }
+}
 
 impl<S: WriteAt + Sync> Mender<'_, S> {
     /// Mends all entries of the L2 tables in this pass, and the L1 entries that name those.

@@ -33,6 +33,9 @@ pub(super) fn renewed<S: ReadAt>(
     let mut new = NewSnapshots { bytes: Vec::new(), kept: 0, tables: Vec::new() };
     // Of a count that no image has, the first are read.
     let mut changed = header.nb_snapshots > SNAPSHOTS_MAX;
+    let (start, length) = (header.snapshots_offset.0, subject.snapshots.length);
+    // There, only zeros are found.
+    let beyond = subject.within(start, length).is_none();
     let mut gone = Vec::new();
     let mut seen = 0_u32;
     entries(subject.storage, header, true, |_, mut entry| {
@@ -49,7 +52,7 @@ pub(super) fn renewed<S: ReadAt>(
             && !subject.has_data_file()
             && !lost.contains(&at);
         let nameless = entry.id.is_empty() && entry.name.is_empty();
-        if !leads || nameless && header.nb_snapshots > SNAPSHOTS_MAX {
+        if !leads || nameless && (beyond || header.nb_snapshots > SNAPSHOTS_MAX) {
             changed = true;
             if !nameless {
                 gone.push(Fix::SnapshotLost { id: entry.id, name: entry.name });
