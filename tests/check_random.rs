@@ -103,15 +103,14 @@ fn one(
     );
     // Rules that qemu-img does not know: see `image_check`.
     let own_rules = shape.version == 2 || shape.extended_l2 || shape.data_file.is_some();
-    match (&theirs.counts, &ours.counts) {
-        (Some(_), Some(_)) if own_rules || in_header => {
-            if rank(&ours) < rank(&theirs) {
-                return Err(format!("less: {said}"));
-            }
-        }
-        (Some(_), Some(_)) if !theirs.agrees(&ours) => return Err(format!("differ: {said}")),
-        (Some(_), None) if !in_header => return Err(format!("refused: {said}")),
-        _ => {}
+    let differs = match (&theirs.counts, &ours.counts) {
+        (Some(_), Some(_)) if own_rules || in_header => rank(&ours) < rank(&theirs),
+        (Some(_), Some(_)) => !theirs.agrees(&ours),
+        (Some(_), None) => !in_header,
+        (None, _) => false,
+    };
+    if differs {
+        return Err(said);
     }
     let overlaps = overlaps(&path);
     let snapshots = snapshots(&path);
