@@ -56,10 +56,29 @@ pub(super) fn l2_entry(
 fn compressed(subject: &Subject<'_, impl ReadAt>, raw: u64, bitmap: u64) -> Mended {
     let descriptor = CompressedDescriptor::decode(raw, subject.cluster_bits());
     let inside = subject.within(descriptor.host().0, descriptor.length()).is_some();
+    if !inside && let Some(raw) = shortened(subject, raw) {
+        return Mended { raw: raw & !l2::COPIED, bitmap: 0, lost: false };
+    }
     if subject.has_data_file() || !inside {
         return Mended { lost: true, ..zeros(subject, bitmap | 0xffff_ffff) };
     }
     Mended { raw: raw & !l2::COPIED, bitmap: 0, lost: false }
+}
+
+/// The compressed entry with so many sectors fewer that it ends where the file does: what it names can be
+/// read all the same.
+fn shortened(subject: &Subject<'_, impl ReadAt>, raw: u64) -> Option<u64> {
+    let bits = subject.cluster_bits();
+    // The number of sectors lies above the offset: at most 13 bits.
+    let unit = 1_u64 << 62_u32.saturating_sub(bits.to_u32().saturating_sub(8));
+    let sectors = (raw & (l2::COMPRESSED - 1)) / unit;
+    (1..=sectors).filter(|_| !subject.has_data_file()).find_map(|fewer| {
+        let raw = raw.saturating_sub(fewer.saturating_mul(unit));
+        let descriptor = CompressedDescriptor::decode(raw, bits);
+        let inside = descriptor.host().0 < subject.file_length
+            && subject.within(descriptor.host().0, descriptor.length()).is_some();
+        inside.then_some(raw)
+    })
 }
 
 fn standard(
