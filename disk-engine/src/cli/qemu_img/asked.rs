@@ -7,9 +7,9 @@ use std::num::NonZeroU64;
 
 use super::getopt::{Found, Known, flag, letter, long, long_value, value};
 use super::image::Naming;
-use super::measure::snapshot_name;
 use super::number::{self, SIZE_MAX};
 use super::opts;
+use super::snapshot;
 use super::{Outcome, Stop};
 use crate::disk::sectors::SECTOR;
 
@@ -53,7 +53,9 @@ const PARALLEL_MAX: u64 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     pub(super) naming: Naming,
-    pub(super) snapshot: Option<String>,
+    pub(super) snapshot: Option<snapshot::Asked>,
+    /// The id or name of it, once the source was looked at.
+    pub(super) found: Option<String>,
     pub(super) source_cache: Option<String>,
     pub(super) format: Option<String>,
     pub(super) target_image_opts: bool,
@@ -82,18 +84,7 @@ impl Asked {
             "source-format" => self.naming.format = Some(text),
             "source-image-opts" | "image-opts" => self.naming.image_opts = true,
             "snapshot" => {
-                let wrong = text.starts_with("snapshot.")
-                    && opts::split(&text).iter().any(|part| {
-                        !part.starts_with("snapshot.id=") && !part.starts_with("snapshot.name=")
-                    });
-                if wrong {
-                    let name = text.split('=').next().unwrap_or_default();
-                    return Err(Stop::said(format!(
-                        "Invalid parameter '{name}'\n{}: Failed in parsing snapshot param '{text}'",
-                        super::NAME
-                    )));
-                }
-                self.snapshot = Some(snapshot_name(&text));
+                self.snapshot = Some(snapshot::Asked::parse(&text)?);
             }
             "source-cache" => self.source_cache = Some(text),
             "output-format" => self.format = Some(text),

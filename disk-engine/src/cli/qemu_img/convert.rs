@@ -84,7 +84,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
 }
 
 impl Asked {
-    fn convert(&self, sources: &[OsString], target: &OsStr) -> Outcome {
+    fn convert(&mut self, sources: &[OsString], target: &OsStr) -> Outcome {
         let cache =
             |mode: &Option<String>| mode.as_ref().filter(|mode| !is_cache_mode(mode)).cloned();
         if let Some(mode) = cache(&self.source_cache) {
@@ -101,7 +101,9 @@ impl Asked {
                 return Err(Stop::said("No support for concatenating multiple snapshot"));
             }
             for source in &named {
-                source.check(Some(snapshot))?;
+                let snapshot = snapshot.of(source)?;
+                source.check(Some(&snapshot))?;
+                self.found = Some(snapshot);
             }
         }
         if self.bitmaps {
@@ -176,7 +178,7 @@ impl Asked {
     }
 
     fn spec(&self, source: &Named) -> DiskSpec {
-        let disk = DiskOptions { snapshot: self.snapshot.clone(), ..source.disk() };
+        let disk = DiskOptions { snapshot: self.found.clone(), ..source.disk() };
         DiskSpec { path: source.path.clone(), format: source.format, disk }
     }
 

@@ -10,7 +10,7 @@ use super::create::{MODE, target};
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::help::Help;
 use super::image::Naming;
-use super::number::{self, SIZE_MAX};
+use super::number;
 use super::opts::Target;
 use super::place::Place;
 use super::{Outcome, Stop, complaint, device, next_option, tell};
@@ -55,8 +55,8 @@ impl Operands {
             "if" => self.input = file(),
             "of" => self.output = file(),
             "bs" => self.block = Some(number::bounded(value, "bs", 1, BLOCK_MAX)?),
-            "count" => self.count = Some(number::bounded(value, "count", 0, SIZE_MAX)?),
-            "skip" => self.skip = Some(number::bounded(value, "skip", 0, SIZE_MAX)?),
+            "count" => self.count = Some(number::count(value, "count")?),
+            "skip" => self.skip = Some(number::count(value, "skip")?),
             _ => return Err(Stop::said(format!("unrecognized operand {name}"))),
         }
         Ok(())

@@ -152,7 +152,10 @@ impl Named {
     /// Says now what is wrong with the disk, or with its snapshot: qemu-img opens it before it looks at
     /// what else was asked.
     pub(super) fn check(&self, snapshot: Option<&str>) -> Outcome<()> {
-        self.warn();
+        // Of a snapshot it is asked once the image was opened.
+        if snapshot.is_none() {
+            self.warn();
+        }
         let disk = DiskOptions { snapshot: snapshot.map(ToOwned::to_owned), ..self.disk() };
         match Disk::open(&self.path, self.format, &disk) {
             Ok(_) => Ok(()),

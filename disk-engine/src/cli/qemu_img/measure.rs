@@ -12,6 +12,7 @@ use super::help::Help;
 use super::image::{self, Named, Naming};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
+use super::snapshot;
 use super::{Form, NAME, Outcome, Stop, complaint, json, next_option, print};
 use crate::cli::measure::render;
 use crate::error::ErrorKind;
@@ -48,7 +49,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
             "target-format" => target = found.text(),
             "options" => opts::add(&mut list, &found.text())?,
             "size" => size = Some(number::bounded(&found.text(), "image size", 0, SIZE_MAX)?),
-            "snapshot" => snapshot = Some(found.text()),
+            "snapshot" => snapshot = Some(snapshot::Asked::parse(&found.text())?),
             "output" => form = Form::parse(&found)?,
             "image-opts" => naming.image_opts = true,
             "force-share" => naming.force_share = true,
@@ -71,10 +72,14 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     } else if size.is_some() {
         return Err(Stop::said("--size N cannot be used together with a filename."));
     }
-    let snapshot = snapshot.map(|name| snapshot_name(&name));
     let source = word.map(|word| naming.resolve(word)).transpose()?.map(Named::looked_at);
+    let mut found = None;
     if let Some(source) = &source {
-        source.check(snapshot.as_deref())?;
+        source.check(None)?;
+        found = snapshot.map(|snapshot| snapshot.of(source)).transpose()?;
+        if found.is_some() {
+            source.check(found.as_deref())?;
+        }
     }
     let made = match target.as_str() {
         "raw" => Target::Raw,
@@ -92,6 +97,9 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
             Stop::said(format!("{text}\n{NAME}: Invalid options for file format '{target}'"))
         })?;
     }
+    if asked.text("encrypt.format") == Some("luks") {
+        return Err(Stop::said("the option 'encrypt.format' is not supported by this program"));
+    }
     let wanted = match made {
         Target::Raw => MeasureTarget::Raw,
         Target::Qcow2 => MeasureTarget::Qcow2(shape(&asked)?),
@@ -107,7 +115,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         })?,
         (Some(source), _) => {
             let mut disk = source.disk();
-            disk.snapshot = snapshot;
+            disk.snapshot = found;
             measure(&source.path, source.format, &disk, &wanted)
                 .map_err(|error| complaint::not_opened(source, &error))?
         }
@@ -120,14 +128,6 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         }
     }
     Ok(0)
-}
-
-/// The id or name in `snapshot.id=ID,snapshot.name=NAME`, or the whole word.
-pub(super) fn snapshot_name(word: &str) -> String {
-    let parts = opts::split(word);
-    let named = |key: &str| parts.iter().find_map(|part| part.strip_prefix(key));
-    let name = named("snapshot.id=").or_else(|| named("snapshot.name="));
-    name.unwrap_or(word).to_owned()
 }
 
 /// What of a new image's options its length depends on.

@@ -37,6 +37,7 @@ mod number;
 mod opts;
 mod place;
 mod progress;
+mod snapshot;
 mod stated;
 
 use std::ffi::{OsStr, OsString};

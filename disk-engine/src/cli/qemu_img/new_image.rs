@@ -47,6 +47,9 @@ pub(super) fn qcow2(backing: Option<&OsStr>, asked: &Opts) -> Result<CreateOptio
         }
         return Err(unsupported("encrypt.format"));
     }
+    if asked.any("encrypt.") {
+        return Err("Parameter 'encrypt.format' is missing".to_owned());
+    }
     if asked.is_on("encryption") {
         return Err(unsupported("encryption"));
     }

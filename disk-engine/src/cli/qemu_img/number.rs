@@ -100,6 +100,26 @@ pub(super) fn bounded(word: &str, what: &str, min: u64, max: u64) -> Result<u64,
     }
 }
 
+/// The count in `word`, which messages call `what`: a plain number, also octal or hexadecimal as in C.
+pub(super) fn count(word: &str, what: &str) -> Result<u64, String> {
+    let text = word.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']);
+    let (negative, text) = match text.strip_prefix('-') {
+        Some(text) => (true, text),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(format!("Invalid {what} specified: '{word}'."));
+    }
+    let number = u64::from_str_radix(digits, radix).ok();
+    let number = number.filter(|number| *number <= SIZE_MAX && (!negative || *number == 0));
+    number.ok_or_else(|| format!("Invalid {what} specified. Must be between 0 and {SIZE_MAX}."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -258,6 +258,11 @@ impl Opts {
         self.find(name).map(|given| given.text.as_str())
     }
 
+    /// Whether an option whose name begins like this was given.
+    pub(super) fn any(&self, start: &str) -> bool {
+        self.given.iter().any(|given| given.name.starts_with(start))
+    }
+
     /// The number of an option that was given.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.find(name).map(|given| given.number)
