@@ -183,9 +183,9 @@ from v3 bad-snapshot-table-unaligned 64 0000000000000001
 from snapshots bad-snapshot-table-beyond-file 64 0000000080000000
 from v3 bad-incompatible-bit-5 72 0000000000000020
 from feature-names bad-incompatible-bit-named 72 0000000000000020 217 05
-from v3 bad-bitmaps-bit-alone 88 0000000000000001
+from v3 bitmaps-bit-alone 88 0000000000000001
 from v3 bad-raw-data-bit-alone 88 0000000000000002
-from backing bad-raw-data-with-backing 72 0000000000000004 88 0000000000000002
+from backing raw-data-with-backing 72 0000000000000004 88 0000000000000002
 from snapshots bad-data-file-with-snapshots 72 0000000000000004
 from v3 bad-refcount-order-7 96 00000007
 from v3 bad-header-length-96 100 00000060
@@ -201,10 +201,10 @@ from backing bad-backing-name-offset-wraps 8 ffffffffffffffff
 from backing-name-1023 bad-backing-name-1024 16 00000400
 from backing bad-backing-name-with-nul 0x90 00
 from backing bad-backing-format-too-long 116 00000010
-from backing bad-backing-format-with-nul 120 00
+from backing backing-format-with-nul 120 00
 from backing bad-extension-too-long 116 00000011
 from backing bad-extension-huge 116 ffffffff
-from v3 bad-extension-twice 112 e2792aca00000003 120 7261770000000000 \
+from v3 extension-twice 112 e2792aca00000003 120 7261770000000000 \
     128 e2792aca00000003 136 7261770000000000
 from bitmaps bad-bitmaps-length 116 00000010
 from bitmaps bad-bitmaps-none 120 00000000
