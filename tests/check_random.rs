@@ -115,7 +115,7 @@ fn one(
     let overlaps = overlaps(&path);
     let snapshots = snapshots(&path);
     let before: Vec<_> = snapshots.iter().map(|id| Sectors::read(&path, id.as_deref())).collect();
-    repair_by_qemu(&other);
+    let _ = repair_by_qemu(&other);
     let theirs_after = Verdict::of_qemu(&other);
     let (report, fixes) = match repair_all(&path) {
         Ok(repaired) => repaired,

@@ -142,8 +142,8 @@ pub fn check(
     };
     let repaired = repaired.map_err(failed)?;
     Ok(CheckReport {
-        corruptions_fixed: repaired.corruptions_fixed(),
-        leaks_fixed: repaired.leaks_fixed(),
+        corruptions_fixed: repaired.corruptions_fixed,
+        leaks_fixed: repaired.leaks_fixed,
         fixes: repaired.fixes,
         ..CheckReport::of(path, &repaired.after)
     })

@@ -1,13 +1,14 @@
 //! A damaged image made consistent, as far as that goes.
 //!
 //! ```text
+//! 0  autoclear bits nobody knows     cleared, as by every writer                bits
 //! 1  bitmaps, if none can be kept    no longer spoken of                       bitmaps
 //! 2  entries that break a rule       mended where they stand, or let go of      entries, mend
 //! 3  refcounts                       made the number of references              counts
 //!    or, if blocks are damaged,      written anew elsewhere, switched by one    rebuild
 //!    or a snapshot entry is          write to the header
 //! 4  COPIED flags                    as the refcounts say                       copied
-//! 5  dirty and corrupt bits          cleared, if a check finds nothing more
+//! 5  dirty and corrupt bits          cleared, if a check finds nothing more     bits
 //! ```
 //!
 //! Each step counts anew what the one before has left, and each write leaves the image as readable
@@ -20,6 +21,7 @@
 
 mod area;
 mod bitmaps;
+mod bits;
 mod copied;
 mod counts;
 mod draft;
@@ -35,9 +37,7 @@ use std::ops::Range;
 
 use crate::address::HostOffset;
 use crate::error::{Error, Result, Violation};
-use crate::feature::IncompatibleFeatures;
 use crate::geometry::TABLE_ENTRY_BYTES;
-use crate::header::{Header, Version};
 use crate::image::check::finding::{Finding, Severity};
 use crate::image::check::refcounts::RefcountTable;
 use crate::image::check::report::{CheckOptions, CheckReport, Sink};
@@ -53,8 +53,6 @@ pub use fix::Fix;
 
 /// Where `l1_size` lies in the header.
 const L1_SIZE_OFFSET: u64 = 36;
-/// Where `incompatible_features` lies in the header.
-const INCOMPATIBLE_OFFSET: u64 = 72;
 
 /// What is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,20 +105,11 @@ pub struct RepairReport {
     pub after: CheckReport,
     /// How many changes were made.
     pub fixes: u64,
-}
-
-impl RepairReport {
-    /// Corruptions that are no more.
-    #[must_use]
-    pub const fn corruptions_fixed(&self) -> u64 {
-        self.before.corruptions.saturating_sub(self.after.corruptions)
-    }
-
-    /// Leaks that are no more.
-    #[must_use]
-    pub const fn leaks_fixed(&self) -> u64 {
-        self.before.leaks.saturating_sub(self.after.leaks)
-    }
+    /// Corruptions that were mended, as QEMU counts them: of COPIED flags those that were changed, be it
+    /// because refcounts were. One that was right once its refcount was is none.
+    pub corruptions_fixed: u64,
+    /// Leaks that were given back.
+    pub leaks_fixed: u64,
 }
 
 /// Repairs the image in `storage`. What is found before is shown to `found`, as
@@ -131,7 +120,7 @@ impl RepairReport {
 /// # Errors
 ///
 /// As [`check`](super::check()); [`Error::Corrupt`] also if the active L1 table is where something
-/// else is and broken: nothing is changed then. [`Error::Io`] from the storage;
+/// else is and broken: no more than autoclear bits is changed then. [`Error::Io`] from the storage;
 /// [`RequestError::Full`](crate::error::RequestError::Full). What was changed until then is whole.
 pub fn repair<S: WriteAt + Sync>(
     storage: &S,
@@ -139,7 +128,7 @@ pub fn repair<S: WriteAt + Sync>(
     mut found: impl FnMut(&Finding, u64) + Send,
     mut fixed: impl FnMut(&Fix),
 ) -> Result<RepairReport> {
-    let mut fixes = Fixes { listener: &mut fixed, count: 0 };
+    let mut fixes = Fixes { listener: &mut fixed, count: 0, flags: 0 };
     run(storage, options, &mut found, &mut fixes)
 }
 
@@ -155,7 +144,7 @@ pub fn plan_repair<S: ReadAt + Sync>(
     mut found: impl FnMut(&Finding, u64) + Send,
     mut planned: impl FnMut(&Fix),
 ) -> Result<RepairReport> {
-    let mut fixes = Fixes { listener: &mut planned, count: 0 };
+    let mut fixes = Fixes { listener: &mut planned, count: 0, flags: 0 };
     let draft = Draft::new(storage, options.check.memory);
     let draft = draft.map_err(Error::io("read the image's length", 0))?;
     run(&draft, options, &mut found, &mut fixes)
@@ -165,11 +154,15 @@ pub fn plan_repair<S: ReadAt + Sync>(
 struct Fixes<'f> {
     listener: &'f mut dyn FnMut(&Fix),
     count: u64,
+    /// COPIED flags among them.
+    flags: u64,
 }
 
 impl Fixes<'_> {
     fn tell(&mut self, fix: &Fix) {
         self.count = self.count.saturating_add(1);
+        let is_flag = matches!(fix, Fix::L1Copied { .. } | Fix::L2Copied { .. });
+        self.flags = self.flags.saturating_add(is_flag.into());
         (self.listener)(fix);
     }
 }
@@ -230,23 +223,27 @@ fn run<S: WriteAt + Sync>(
     found: &mut (dyn FnMut(&Finding, u64) + Send),
     fixes: &mut Fixes<'_>,
 ) -> Result<RepairReport> {
-    let all = options.mode == RepairMode::All;
     let (mut mender, before) = Mender::open(storage, options, found)?;
-    if all {
-        mender.mend_all(&before, fixes)?;
-    } else {
-        mender.mend_leaks(&before, fixes)?;
+    mender.forget_unknown(fixes)?;
+    let cleared = fixes.count;
+    match options.mode {
+        RepairMode::All => mender.mend_all(&before, fixes)?,
+        RepairMode::Leaks => mender.mend_leaks(&before, fixes)?,
     }
-    let before = before.report;
-    let after = if fixes.count == 0 {
-        before
-    } else {
+    let (mut report, mut left) = (before.report, before.hard);
+    if fixes.count > cleared {
         let (again, after) = Mender::open(storage, options, &mut |_, _| {})?;
         mender = again;
-        after.report
-    };
-    mender.mark_clean(&after, fixes)?;
-    Ok(RepairReport { before, after, fixes: fixes.count })
+        (report, left) = (after.report, after.hard);
+    }
+    mender.mark_clean(&report, fixes)?;
+    Ok(RepairReport {
+        before: before.report,
+        after: report,
+        fixes: fixes.count,
+        corruptions_fixed: before.hard.saturating_sub(left).saturating_add(fixes.flags),
+        leaks_fixed: before.report.leaks.saturating_sub(report.leaks),
+    })
 }
 
 impl<'a, S: WriteAt + Sync> Mender<'a, S> {
@@ -500,21 +497,6 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
             }
         }
         Ok(())
-    }
-
-    /// Clears the bits that say that something is wrong, if nothing is.
-    fn mark_clean(&self, after: &CheckReport, fixes: &mut Fixes<'_>) -> Result<()> {
-        let header: &Header = &self.subject.header;
-        let wrong = IncompatibleFeatures::DIRTY.with(IncompatibleFeatures::CORRUPT, true);
-        let clean = header.incompatible.with(wrong, false);
-        if !after.is_sound() || header.version == Version::V2 || clean == header.incompatible {
-            return Ok(());
-        }
-        fixes.tell(&Fix::MarkedClean);
-        let failed = Error::io("write the header", INCOMPATIBLE_OFFSET);
-        let bytes = clean.0.to_be_bytes();
-        self.subject.storage.write_all_at(&bytes, INCOMPATIBLE_OFFSET).map_err(failed)?;
-        self.barrier()
     }
 }
 

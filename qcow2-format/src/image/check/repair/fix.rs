@@ -110,6 +110,12 @@ pub enum Fix {
         /// What is wrong with them.
         what: &'static str,
     },
+    /// Autoclear bits of the header that the specification does not name: what they vouch for is
+    /// not kept up.
+    UnknownFeatures {
+        /// Those bits.
+        bits: u64,
+    },
     /// The bits of the header that say that the image is dirty or corrupt.
     MarkedClean,
 }
@@ -132,6 +138,7 @@ impl Fix {
             Self::BitmapLost { .. } => "bitmap-lost",
             Self::BitmapDirectory { .. } => "bitmap-directory",
             Self::BitmapsLost { .. } => "bitmaps-lost",
+            Self::UnknownFeatures { .. } => "unknown-features",
             Self::MarkedClean => "marked-clean",
         }
     }
@@ -201,6 +208,9 @@ impl fmt::Display for Fix {
                 write!(f, "Repairing bitmap directory: {kept} bitmaps are kept")
             }
             Self::BitmapsLost { what } => write!(f, "Discarding the bitmaps: {what}"),
+            Self::UnknownFeatures { bits } => {
+                write!(f, "Clearing autoclear bits that are not known: {bits:x}")
+            }
             Self::MarkedClean => f.write_str("Clearing the dirty and corrupt bits"),
         }
     }

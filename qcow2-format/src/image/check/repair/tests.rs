@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::address::GuestOffset;
+use crate::header::Header;
 use crate::image::check::check;
 use crate::image::{Image, ReadOptions};
 use crate::io::Memory;
@@ -222,7 +223,7 @@ fn leaks_alone_are_given_back_and_nothing_else_is_touched() {
     let storage = Memory::new(leaking.clone());
     let options = RepairOptions::new(RepairMode::Leaks);
     let report = repair(&storage, &options, |_, _| {}, |_| {}).unwrap();
-    assert_eq!((report.before.leaks, report.leaks_fixed(), report.fixes), (1, 1, 1));
+    assert_eq!((report.before.leaks, report.leaks_fixed, report.fixes), (1, 1, 1));
     assert_eq!(storage.into_bytes(), bytes);
 
     // With a corruption beside it, the leak goes and the corruption stays.
