@@ -13,7 +13,7 @@ use crate::base::BaseFormat;
 use crate::cli::check_report::{self, Fields};
 use crate::error::{Error, ErrorKind};
 use crate::ops::check::{
-    CheckEvent, CheckOptions, CheckReport, Finding, RepairMode, Severity, UNSUPPORTED, check,
+    CheckEvent, CheckOptions, CheckReport, Finding, Fix, RepairMode, Severity, UNSUPPORTED, check,
 };
 
 pub(super) const KNOWN: &[Known] = &[
@@ -94,7 +94,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
             named.path.to_string_lossy()
         ));
     }
-    named.check(None)?;
+    named.check_tables()?;
     let report = told(&named, &options);
     let report = match report {
         Ok(report) => report,
@@ -123,13 +123,14 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
 /// Checks, and writes the lines. What entries say of refcounts comes after the refcounts and in the order
 /// of the disk, as many lines as it may be.
 fn told(named: &Named, options: &CheckOptions) -> Result<CheckReport, Error> {
-    let mut later = Later::default();
+    // What a repair of leaks leaves is known when it has ended.
+    let mut later = Later { more: options.repair == Some(RepairMode::Leaks), ..Later::default() };
     let mut lines = BufWriter::new(io::stderr());
     // That nobody reads them is no failure of the check.
     let report = check(&named.path, named.format, options, |event| match event {
         // Where flags are repaired, that says it.
         CheckEvent::Found(finding, _) if is_of_flags(finding) => {
-            if options.repair != Some(RepairMode::All) {
+            if options.repair.is_none() {
                 later.add(finding);
             }
         }
@@ -137,10 +138,15 @@ fn told(named: &Named, options: &CheckOptions) -> Result<CheckReport, Error> {
             let _ = each_line(finding, *times, &mut lines);
         }
         CheckEvent::Fixing(fix) => {
-            let _ = writeln!(lines, "{fix}");
+            let _ = match fix {
+                // qemu-img does not say where.
+                Fix::Rebuilt { .. } => writeln!(lines, "Rebuilding refcount structure"),
+                Fix::UnknownFeatures { .. } | Fix::MarkedClean => Ok(()),
+                _ => writeln!(lines, "{fix}"),
+            };
         }
     })?;
-    while later.write(&mut lines) {
+    while later.write(&mut lines) && report.corruptions > 0 {
         let again = CheckOptions { repair: None, ..options.clone() };
         check(&named.path, named.format, &again, |event| {
             if let CheckEvent::Found(finding, _) = event

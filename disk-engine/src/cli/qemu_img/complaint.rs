@@ -79,6 +79,23 @@ pub(super) fn no_snapshot(named: &Named, name: Option<&str>, error: &Error) -> O
     None
 }
 
+/// Whether the image has no refcount table, or one that is said to be its header: a check says what
+/// follows from it.
+pub(super) fn lacks_refcounts(error: &Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        if let Some(FieldError { field, violation, .. }) = source.downcast_ref() {
+            return match violation {
+                Violation::NoRefcountTable => true,
+                Violation::OverlapsHeader => *field == "refcount_table_offset",
+                _ => false,
+            };
+        }
+        cause = source.source();
+    }
+    false
+}
+
 /// What an image stands on, as its header says.
 pub(super) enum Below {
     /// Nothing.

@@ -26,6 +26,7 @@ use crate::disk::foreign::foreign_format;
 use crate::disk::policy::{BackingPolicy, DataFileNames};
 use crate::disk::sectors::whole_sectors;
 use crate::disk::{Disk, DiskContent, DiskOptions, Locking, StatedBacking, StatedTop, inspect};
+use crate::error::Result;
 
 /// What a disk encrypted as a whole begins with: to qemu-img a format, to others a disk's bytes.
 const LUKS: &[u8] = b"LUKS\xba\xbe";
@@ -157,7 +158,24 @@ impl Named {
             self.warn();
         }
         let disk = DiskOptions { snapshot: snapshot.map(ToOwned::to_owned), ..self.disk() };
-        match Disk::open(&self.path, self.format, &disk) {
+        self.opened(snapshot, Disk::open(&self.path, self.format, &disk))
+    }
+
+    /// As [`Named::check`], before a check of its tables: the image may be without a refcount table.
+    pub(super) fn check_tables(&self) -> Outcome<()> {
+        self.warn();
+        match Disk::open(&self.path, self.format, &self.disk()) {
+            Err(error)
+                if error.path() == Some(&self.path) && complaint::lacks_refcounts(&error) =>
+            {
+                Ok(())
+            }
+            other => self.opened(None, other),
+        }
+    }
+
+    fn opened(&self, snapshot: Option<&str>, disk: Result<Disk>) -> Outcome<()> {
+        match disk {
             Ok(_) => Ok(()),
             Err(error) => Err(match complaint::no_snapshot(self, snapshot, &error) {
                 Some(text) => Stop::said(text),
