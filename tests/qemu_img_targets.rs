@@ -116,7 +116,7 @@ fn state(folder: &Path, target: &str) -> Vec<String> {
 
 fn ask(program: &Path, words: &[&str], folder: &Path) -> (Option<i32>, String, String) {
     let mut command = Command::new(program);
-    command.args(words).current_dir(folder).stdin(Stdio::null());
+    command.arg0("qemu-img").args(words).current_dir(folder).stdin(Stdio::null());
     if geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -266,6 +266,7 @@ fn devices_are_read_and_written_as_they_are() {
             let name = device.path().to_str().unwrap();
             let line = line.replace('@', name);
             let output = Command::new(program)
+                .arg0("qemu-img")
                 .args(line.split(' '))
                 .current_dir(folder)
                 .stdin(Stdio::null())

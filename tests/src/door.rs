@@ -9,11 +9,13 @@
 //! Callers: `qemu_img`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -52,11 +54,36 @@ impl Drop for Held {
     }
 }
 
+/// What tells that nobody wrote to a file since: its inode, its length, when it was last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            length: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// A file's stamps in both folders.
+type Stamps = BTreeMap<String, [Stamp; 2]>;
+
 /// Two folders and two programs.
 #[derive(Debug)]
 pub struct Door {
     folder: TempDir,
     ours: PathBuf,
+    /// Files that were found to be the same in both.
+    same: Mutex<Stamps>,
+    /// Files that are what they were at the start.
+    restored: Mutex<Stamps>,
 }
 
 impl Door {
@@ -80,7 +107,21 @@ impl Door {
         fs::create_dir(folder.path().join("bin")).unwrap();
         let ours = folder.path().join("bin/qemu-img");
         symlink(engine, &ours).unwrap();
-        Self { folder, ours }
+        Self { folder, ours, same: Mutex::default(), restored: Mutex::default() }
+    }
+
+    /// Two more folders with what was put into these.
+    ///
+    /// # Panics
+    ///
+    /// They cannot be made.
+    #[must_use]
+    pub fn another(&self, engine: &str) -> Self {
+        Self::new(engine, |made| {
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg(self.folder.path().join("made/.")).arg(made);
+            assert!(copy.status().unwrap().success(), "{copy:?}");
+        })
     }
 
     /// The folder the door works in.
@@ -96,11 +137,21 @@ impl Door {
     /// One cannot be started.
     #[must_use]
     pub fn ask(&self, words: &[&str]) -> [Answer; 2] {
+        self.ask_as("qemu-img", words)
+    }
+
+    /// As [`Door::ask`], of programs that are called by that name.
+    ///
+    /// # Panics
+    ///
+    /// One cannot be started.
+    #[must_use]
+    pub fn ask_as(&self, called: &str, words: &[&str]) -> [Answer; 2] {
         let ours = self.ours.as_path();
         let programs = [("theirs", Path::new("qemu-img")), ("ours", ours)];
         programs.map(|(folder, program)| {
             let mut command = Command::new(program);
-            command.args(words).current_dir(self.folder.path().join(folder));
+            command.arg0(called).args(words).current_dir(self.folder.path().join(folder));
             let output = command.env("TZ", "UTC").stdin(Stdio::null()).output().unwrap();
             Answer {
                 code: output.status.code(),
@@ -142,9 +193,12 @@ impl Door {
         let mut told = Vec::new();
         for name in theirs.keys().chain(ours.keys().filter(|name| !theirs.contains_key(*name))) {
             let (one, other) = (theirs.get(name), ours.get(name));
-            if one == other && one.is_some_and(|length| self.same(name, *length)) {
+            if let (Some(one), Some(other)) = (one, other)
+                && self.same(name, [*one, *other])
+            {
                 continue;
             }
+            let (one, other) = (one.map(|stamp| stamp.length), other.map(|stamp| stamp.length));
             if alike && one.is_some() && other.is_some() && self.alike(name) {
                 continue;
             }
@@ -163,11 +217,18 @@ impl Door {
     /// It cannot be copied.
     pub fn restore(&self, name: &str) {
         let made = self.folder.path().join("made").join(name);
-        for folder in ["theirs", "ours"] {
+        let paths = ["theirs", "ours"].map(|folder| self.folder.path().join(folder).join(name));
+        let stamps = || paths.each_ref().map(|path| path.metadata().ok().map(|m| Stamp::of(&m)));
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        if restored.get(name).is_some_and(|known| stamps() == known.map(Some)) {
+            return;
+        }
+        for path in &paths {
             let mut copy = Command::new("cp");
-            copy.arg("-a").arg(&made).arg(self.folder.path().join(folder).join(name));
+            copy.arg("-a").arg(&made).arg(path);
             assert!(copy.status().unwrap().success(), "{copy:?}");
         }
+        restored.insert(name.to_owned(), stamps().map(Option::unwrap));
     }
 
     /// Removes a file from both folders.
@@ -219,7 +280,20 @@ impl Door {
         same
     }
 
-    fn same(&self, name: &str, length: u64) -> bool {
+    /// Whether a file is the same in both folders; one that nobody wrote to since still is.
+    fn same(&self, name: &str, stamps: [Stamp; 2]) -> bool {
+        let mut known = self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(name) == Some(&stamps) {
+            return true;
+        }
+        let same = stamps[0].length == stamps[1].length && self.reads_alike(name, stamps[0].length);
+        if same {
+            known.insert(name.to_owned(), stamps);
+        }
+        same
+    }
+
+    fn reads_alike(&self, name: &str, length: u64) -> bool {
         let open = |folder: &str| File::open(self.folder.path().join(folder).join(name)).unwrap();
         let (mut one, mut other) = (open("theirs"), open("ours"));
         let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -243,18 +317,17 @@ fn img_at(folder: &Path, words: &[&str]) -> Captured {
     captured(Command::new("qemu-img").current_dir(folder).args(words))
 }
 
-/// The files of a folder, and of those in it, and their lengths.
-fn listing(folder: &Path) -> BTreeMap<String, u64> {
+/// The files of a folder, and of those in it.
+fn listing(folder: &Path) -> BTreeMap<String, Stamp> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let kind = entry.file_type().unwrap();
         if kind.is_dir() {
             let inner = listing(&entry.path());
-            files
-                .extend(inner.into_iter().map(|(file, length)| (format!("{name}/{file}"), length)));
+            files.extend(inner.into_iter().map(|(file, stamp)| (format!("{name}/{file}"), stamp)));
         } else if kind.is_file() {
-            files.insert(name, entry.metadata().unwrap().len());
+            files.insert(name, Stamp::of(&entry.metadata().unwrap()));
         }
     }
     files
