@@ -109,6 +109,39 @@ fn make(folder: &Path) {
     let extension = (104..4096).find(|at| starts(*at)).unwrap();
     let directory = bytes[extension + 24..extension + 32].try_into().unwrap();
     edit("unsure.qcow2", &3_u32.to_be_bytes(), u64::from_be_bytes(directory) + 12);
+    // Snapshots of disks that had another size: behind their end there is nothing, or what lies below.
+    create(&["resized.qcow2", "1M"]);
+    create(&["shrunken.qcow2", "3M"]);
+    create(&["-b", "raw.img", "-F", "raw", "overgrown.qcow2", "128k"]);
+    write("resized.qcow2", &["write -P 1 0 1M"]);
+    write("shrunken.qcow2", &["write -P 1 0 3M"]);
+    write("overgrown.qcow2", &["write -P 1 64k 64k"]);
+    for (image, size) in
+        [("resized.qcow2", "3M"), ("shrunken.qcow2", "1M"), ("overgrown.qcow2", "1M")]
+    {
+        img_in(folder, &["snapshot", "-c", "s1", image]);
+        img_in(folder, &["resize", "-q", "--shrink", image, size]);
+    }
+    // A snapshot whose L1 table is too large, and one with a table in a wrong place.
+    let number = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+    for (image, at, bytes) in
+        [("sub/large.qcow2", 8, 0x1000_0000_u32), ("sub/odd.qcow2", 4, 0x1234)]
+    {
+        create(&[image, "1M"]);
+        img_in(folder, &["snapshot", "-c", "s1", image]);
+        let header = fs::read(folder.join(image)).unwrap();
+        edit(image, &bytes.to_be_bytes(), number(&header[64..72]) + at);
+    }
+    // Bitmaps with a flag that there is not, of another kind, and with a table that is too long.
+    let directory = number(&bytes[extension + 24..extension + 32]);
+    for (name, at, wrong) in [("flag", 15, 4), ("kind", 16, 2), ("long", 11, 2)] {
+        let image = format!("sub/{name}.qcow2");
+        create(&[&image, "1M"]);
+        img_in(folder, &["bitmap", "--add", &image, "x"]);
+        edit(&image, &[wrong], directory + at);
+    }
+    // A name that looks like a protocol.
+    create(&["-b", "a.qcow2", "-F", "qcow2", "./in:side.qcow2"]);
     // An image that names a backing file without its format.
     create(&["-b", "raw.img", "-F", "raw", "guess.qcow2"]);
     edit("guess.qcow2", &[0x12, 0x34, 0x56, 0x78], 112);

@@ -37,7 +37,7 @@ use crate::l2::L2Rules;
 use crate::snapshot::Snapshot;
 
 pub use map::{Run, RunKind, Runs};
-pub use options::ReadOptions;
+pub use options::{ReadOptions, SnapshotSize};
 pub use write::{
     DetectZeroes, Discard, Durability, LiveRuns, Preallocation, WritableImage, WriteOptions,
     ZeroMode,
@@ -105,7 +105,10 @@ impl<S: ReadAt> Image<S> {
         };
         let (place, size) = match &snapshot {
             None => (active_l1(&header), None),
-            Some(snapshot) => (snapshot.l1_place(), snapshot.disk_size),
+            Some(snapshot) => match options.size {
+                SnapshotSize::Own => (snapshot.l1_place(), snapshot.disk_size),
+                SnapshotSize::Active => (snapshot.l1_place(), None),
+            },
         };
         let geometry = header.geometry();
         // A size no L1 table maps is a lie; what it exceeds would be unallocated anyway.
@@ -136,7 +139,7 @@ impl<S: ReadAt> Image<S> {
         self.snapshot.as_ref()
     }
 
-    /// Size of the disk in bytes: the snapshot's own, if one is read.
+    /// Size of the disk in bytes: the snapshot's own, if one is read and no other is asked for.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
         self.virtual_size

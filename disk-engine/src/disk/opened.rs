@@ -18,6 +18,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use qcow2_format::image::SnapshotSize;
+
 use crate::base::BaseFormat;
 use crate::disk::chain;
 use crate::disk::content::{ContentRun, DiskContent, StoredRun};
@@ -47,6 +49,8 @@ pub struct DiskOptions {
     pub top: StatedTop,
     /// The id or name of the top image's snapshot that is read, instead of its active disk.
     pub snapshot: Option<String>,
+    /// How large its disk is.
+    pub snapshot_size: SnapshotSize,
     /// Bytes of table entries kept in memory.
     pub l2_cache: u64,
     /// Bytes of decoded compressed clusters kept in memory.
@@ -82,6 +86,7 @@ impl Default for DiskOptions {
             data_file_names: DataFileNames::default(),
             top: StatedTop::default(),
             snapshot: None,
+            snapshot_size: SnapshotSize::Own,
             l2_cache: 4 << 20,
             cluster_cache: 8 << 20,
             threads: None,

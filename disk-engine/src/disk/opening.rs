@@ -182,7 +182,7 @@ fn layers(
         None => {
             let snapshot = options.snapshot.as_deref();
             if let Some(name) = snapshot {
-                read = read.snapshot(name);
+                read = read.snapshot(name).snapshot_size(options.snapshot_size);
             }
             reading(image, data, &read, snapshot.is_some())?
         }

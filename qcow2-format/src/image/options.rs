@@ -9,10 +9,22 @@ use std::thread;
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
     pub(super) snapshot: Option<Vec<u8>>,
+    pub(super) size: SnapshotSize,
     pub(super) l2_cache: u64,
     pub(super) l2_slice: u64,
     pub(super) cluster_cache: u64,
     pub(super) threads: usize,
+}
+
+/// How large the disk of a snapshot is: the image may have been resized since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotSize {
+    /// As large as when the snapshot was taken.
+    #[default]
+    Own,
+    /// As large as the active disk, as QEMU has it: it is cut there, or what is behind its end is
+    /// unallocated.
+    Active,
 }
 
 impl Default for ReadOptions {
@@ -21,6 +33,7 @@ impl Default for ReadOptions {
     fn default() -> Self {
         Self {
             snapshot: None,
+            size: SnapshotSize::Own,
             l2_cache: 1 << 20,
             l2_slice: 4 << 10,
             cluster_cache: 4 << 20,
@@ -40,6 +53,13 @@ impl ReadOptions {
     #[must_use]
     pub fn snapshot(mut self, name: impl Into<Vec<u8>>) -> Self {
         self.snapshot = Some(name.into());
+        self
+    }
+
+    /// How large the disk of a snapshot is that is read.
+    #[must_use]
+    pub fn snapshot_size(mut self, size: SnapshotSize) -> Self {
+        self.size = size;
         self
     }
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use qcow2_format::feature::AutoclearFeatures;
 use qcow2_format::header::extension::HeaderExtension;
+use qcow2_format::image::SnapshotSize;
 
 use super::stated::{Other, Stated};
 use super::{NAME, Outcome, Stop, complaint, tell};
@@ -127,6 +128,7 @@ impl Named {
             data_file_names: DataFileNames::OfWorkingFolder,
             locking: self.locking(),
             top: self.top.clone(),
+            snapshot_size: SnapshotSize::Active,
             ..DiskOptions::default()
         }
     }
