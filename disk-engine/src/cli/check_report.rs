@@ -54,6 +54,13 @@ impl From<&CheckReport> for Fields {
     }
 }
 
+impl Fields {
+    /// The same of a file that the caller calls `filename`.
+    pub(crate) fn of(self, filename: &str) -> Self {
+        Self { filename: filename.to_owned(), ..self }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way of asking")]
 fn is_zero(number: &u64) -> bool {
     *number == 0

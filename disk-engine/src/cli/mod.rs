@@ -106,10 +106,10 @@ pub fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let program = words.next();
     if qemu_img::is_called(program.as_deref()) {
-        return qemu_img::main(words.collect());
+        return qemu_img::main(program.as_deref(), words.collect());
     }
     if words.next().is_some_and(|word| word == qemu_img::NAME) {
-        return qemu_img::main(words.collect());
+        return qemu_img::main(None, words.collect());
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

@@ -28,7 +28,7 @@ pub mod extract;
 pub mod info;
 pub mod map;
 pub mod measure;
-mod names;
+pub(crate) mod names;
 pub mod pack;
 pub mod prepare;
 pub mod usage;

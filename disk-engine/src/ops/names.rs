@@ -5,12 +5,12 @@
 //!             base.img       reported
 //! ```
 //!
-//! Callers: `info`, `map`.
+//! Callers: `info`, `map`, `cli::qemu_img`.
 
 use std::path::Path;
 
 /// What a report calls the file at `path`, which the chain of the image at `top` names.
-pub(super) fn reported<'a>(top: &Path, path: &'a Path) -> &'a Path {
+pub(crate) fn reported<'a>(top: &Path, path: &'a Path) -> &'a Path {
     let beside = top.parent().is_none_or(|folder| folder.as_os_str().is_empty());
     if beside { path.strip_prefix("./").unwrap_or(path) } else { path }
 }

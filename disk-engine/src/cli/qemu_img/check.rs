@@ -108,7 +108,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
         match form {
             Form::Human => print(&format!("{repaired}{}", check_report::text(&report))),
             Form::Json => {
-                let value = serde_json::to_value(Fields::from(&report));
+                let value = serde_json::to_value(Fields::from(&report).of(&named.shown));
                 let value = value.map_err(|error| error.to_string())?;
                 print(&format!("{}\n", json::pretty(&value)));
             }

@@ -20,6 +20,7 @@ use crate::disk::opening::NO_DATA_FILE;
 use crate::disk::{StatedBacking, inspect, policy};
 use crate::error::{Error, ErrorKind};
 use crate::ops::convert::READ_FROM;
+use crate::ops::names::reported;
 use crate::sys::image_lock::{self, Conflict, Permission};
 
 const BACKING: &str = "Could not open backing file: ";
@@ -74,6 +75,19 @@ pub(super) fn no_snapshot(named: &Named, name: Option<&str>, error: &Error) -> O
         if let Some(RequestError::NoSuchSnapshot { .. }) = source.downcast_ref() {
             return Some("Failed to load snapshot: Can't find snapshot".to_owned());
         }
+        if let Some(field) = source.downcast_ref::<FieldError>()
+            && field.field.starts_with("snapshot's l1")
+        {
+            let text = match field.violation {
+                Violation::L1TooLarge { .. } => "Snapshot L1 table too large",
+                Violation::Unaligned { .. } => "Snapshot L1 table offset invalid",
+                Violation::BeyondFile { .. } if field.value > i64::MAX.unsigned_abs() => {
+                    "Snapshot L1 table offset invalid"
+                }
+                _ => return None,
+            };
+            return Some(format!("Failed to load snapshot: {text}"));
+        }
         cause = source.source();
     }
     None
@@ -122,7 +136,7 @@ pub(super) fn below(path: &Path, format: BaseFormat, stated: &StatedBacking) -> 
     let Some(header) = &image.header else { return Below::None };
     let Some(name) = header.backing_file() else { return Below::None };
     let plain = match policy::plain_path(path, name) {
-        Ok(plain) => plain.strip_prefix("./").map(Path::to_path_buf).unwrap_or(plain),
+        Ok(plain) => reported(path, &plain).to_path_buf(),
         Err(error) => return Below::Refused(error),
     };
     if let StatedBacking::Format(format) = stated {
@@ -139,8 +153,8 @@ pub(super) fn below(path: &Path, format: BaseFormat, stated: &StatedBacking) -> 
 
 /// What is wrong with the file at `path`.
 pub(super) fn reason(error: &Error, path: &Path) -> String {
-    let shown = error.path().unwrap_or(path).to_string_lossy().into_owned();
-    let shown = shown.strip_prefix("./").unwrap_or(&shown);
+    let shown = reported(path, error.path().unwrap_or(path)).to_string_lossy().into_owned();
+    let shown = shown.as_str();
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         if let Some(field) = source.downcast_ref::<FieldError>() {
@@ -351,6 +365,7 @@ fn broken(error: &FieldError) -> Option<String> {
         Violation::BitmapCount => format!(
             "bitmaps_ext: Image has {value} bitmaps, exceeding the QEMU supported maximum of 65535"
         ),
+        Violation::BitmapDirectory => "Broken bitmap directory".to_owned(),
         Violation::Reserved if is("bitmap") => "bitmaps_ext: Reserved field is not zero".to_owned(),
         Violation::BitmapDirectorySize { min, .. } if *value < min => {
             "Broken bitmap directory".to_owned()

@@ -190,7 +190,11 @@ pub(super) fn destination(filename: &OsStr) -> Result<PathBuf, String> {
             None => PathBuf::from(filename),
             Some(protocol) => {
                 let protocol = String::from_utf8_lossy(protocol);
-                return Err(if image::is_known(&protocol) || protocol == "json" {
+                if protocol == "fat" {
+                    let text = "Protocol driver 'vvfat' does not support image creation";
+                    return Err(text.to_owned());
+                }
+                return Err(if image::is_protocol(&protocol) || protocol == "json" {
                     format!("the protocol '{protocol}' is not supported by this program")
                 } else {
                     format!("Unknown protocol '{protocol}'")

@@ -83,6 +83,12 @@ pub(super) fn is_known(name: &str) -> bool {
     DRIVERS.contains(&name)
 }
 
+/// Whether qemu-img opens names that begin like that otherwise than as files.
+pub(super) fn is_protocol(name: &str) -> bool {
+    // The driver behind it has another name.
+    name == "fat" || is_known(name.split('+').next().unwrap_or_default())
+}
+
 /// What is said of a format that qemu-img has and this program has not.
 pub(super) fn unsupported(name: &str) -> String {
     format!("the format '{name}' is not supported by this program, which has raw and qcow2")
@@ -281,13 +287,18 @@ pub(super) fn length(path: &Path) -> Result<u64, String> {
 fn plain(word: &OsStr) -> Result<PathBuf, String> {
     let name = word.as_bytes();
     if let Some(path) = name.strip_prefix(b"file:") {
-        return Ok(PathBuf::from(OsStr::from_bytes(path)));
+        let path = OsStr::from_bytes(path);
+        // So that it can be given as it is reported.
+        return Ok(match qcow2_format::create::protocol(path.as_bytes()) {
+            None => PathBuf::from(path),
+            Some(_) => Path::new(".").join(path),
+        });
     }
     match qcow2_format::create::protocol(name) {
         None => Ok(PathBuf::from(word)),
         Some(protocol) => {
             let protocol = String::from_utf8_lossy(protocol);
-            Err(if is_known(protocol.split('+').next().unwrap_or_default()) {
+            Err(if is_protocol(&protocol) {
                 format!("the protocol '{protocol}' is not supported by this program")
             } else {
                 format!("Unknown protocol '{protocol}'")

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::getopt::{Known, Words, flag, long, long_value, value};
 use super::help::Help;
 use super::image::{Named, Naming};
-use super::{Form, Outcome, Stop, complaint, json, next_option, print};
+use super::{Form, Outcome, Stop, bitmaps, complaint, json, next_option, print};
 use crate::cli::size::human;
 use crate::disk::inspect;
 use crate::disk::policy::BackingPolicy;
@@ -92,6 +92,7 @@ fn images(named: &Named, chain: bool) -> Outcome<Vec<ImageInfo>> {
             Stop::said(format!("Could not open '{}': {reason}", named.shown))
         })?;
         named.warn_alone();
+        bitmaps::check_loaded(&named)?;
         let mut image = report.image;
         if let Some(name) = named.other.name(&image.filename) {
             image.filename = name;

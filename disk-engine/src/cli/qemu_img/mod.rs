@@ -132,13 +132,14 @@ pub(crate) fn is_called(program: Option<&OsStr>) -> bool {
     name.is_some_and(|name| name == NAME)
 }
 
-/// Answers the command line `words`, which begin behind the program's name.
-pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
+/// Answers the command line `words`, which begin behind the program's name, by which it was called.
+pub(crate) fn main(called: Option<&OsStr>, words: Vec<OsString>) -> ExitCode {
     let (command, outcome) = answer(words);
     let code = match outcome {
         Ok(code) => code,
         Err(stop) => {
-            complain(command, &stop);
+            let called = called.map_or(NAME.into(), OsStr::to_string_lossy);
+            complain(&called, command, &stop);
             stop.code
         }
     };
@@ -182,7 +183,7 @@ fn answer(mut words: Vec<OsString>) -> (Option<&'static str>, Outcome) {
 fn standard(words: Vec<OsString>) -> Outcome<()> {
     let mut words = Words::new(words, STANDARD);
     while let Some(found) = words.next() {
-        let found = found.map_err(Stop::usage)?;
+        let found = found.map_err(|text| Stop { named: true, ..Stop::usage(text) })?;
         match found.name {
             "help" => {
                 let commands = COMMANDS.iter().map(|command| (command.name, command.help));
@@ -222,18 +223,18 @@ fn trace(list: &str) -> Outcome<()> {
     Ok(())
 }
 
-fn complain(command: Option<&str>, stop: &Stop) {
+fn complain(called: &str, command: Option<&str>, stop: &Stop) {
     if stop.text.is_empty() {
         return;
     }
     let command = command.map(|command| format!(" {command}")).unwrap_or_default();
-    let named = if stop.named { command.as_str() } else { "" };
+    let program = if stop.named { format!("{called}{command}") } else { NAME.to_owned() };
     let tip = if stop.tip {
-        format!("Try '{NAME}{command} --help' for more info\n")
+        format!("Try '{called}{command} --help' for more info\n")
     } else {
         String::new()
     };
-    tell(&format!("{NAME}{named}: {}\n{tip}", stop.text));
+    tell(&format!("{program}: {}\n{tip}", stop.text));
 }
 
 /// The next option of a command; its help ends it.

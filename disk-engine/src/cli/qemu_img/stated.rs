@@ -51,26 +51,35 @@ impl Stated {
             return Err("Invalid JSON object given".to_owned());
         };
         let mut stated = Self::default();
-        for (name, value) in flat("", &Value::Object(fields)) {
-            stated.set(&name, value)?;
-        }
+        stated.set_all(flat("", &Value::Object(fields)))?;
         Ok(stated)
     }
 
     pub(super) fn from_list(list: &str) -> Result<Self, String> {
         let mut stated = Self::default();
+        let (mut given, mut node) = (Vec::new(), None);
         for (index, part) in opts::split(list).into_iter().enumerate() {
             let (name, value) = match part.split_once('=') {
                 Some((name, value)) => (name.to_owned(), value.to_owned()),
                 // What comes first and has no name is the node that the image lies in.
                 None if index == 0 => {
-                    return Err(no_node(&part));
+                    node = Some(part);
+                    continue;
                 }
-                None => (part, "on".to_owned()),
+                None => short_form(part),
             };
-            stated.set(&name, Value::String(value))?;
+            given.push((name, Value::String(value)));
         }
+        if let Some(node) = node {
+            return Err(no_node(&node));
+        }
+        stated.set_all(given)?;
         Ok(stated)
+    }
+
+    /// Whether what it lies in is no plain file.
+    fn is_nested(&self) -> bool {
+        self.file_driver.as_deref().is_some_and(|driver| driver != "file")
     }
 
     /// The file, and whether the protocol was asked for it, without a format.
@@ -82,9 +91,17 @@ impl Stated {
                 Err(format!("Block format '{driver}' does not support the option 'filename'"))
             }
             (_, Some(name), _) => Ok((PathBuf::from(name), false)),
+            // It has no file, and need not have: its driver is looked at next.
+            (_, None, _) if self.is_nested() => Ok((PathBuf::from("."), false)),
             (None, None, _) => Err("Must specify either driver or file".to_owned()),
             (Some(_), None, _) => Err(NO_FILE.to_owned()),
         }
+    }
+
+    /// Sets what is given; drivers first, which say what the rest means.
+    fn set_all(&mut self, mut given: Vec<(String, Value)>) -> Result<(), String> {
+        given.sort_by_key(|(name, _)| !matches!(name.as_str(), "driver" | "file.driver"));
+        given.into_iter().try_for_each(|(name, value)| self.set(&name, value))
     }
 
     fn set(&mut self, name: &str, value: Value) -> Result<(), String> {
@@ -93,7 +110,7 @@ impl Stated {
         if name.starts_with("backing.") {
             self.other.backing_option.get_or_insert_with(|| name.to_owned());
         }
-        let nested = self.file_driver.as_deref().is_some_and(|driver| driver != "file");
+        let nested = self.is_nested();
         match name {
             "driver" => self.driver = Some(text),
             "file" => return Err(no_node(&text)),
@@ -122,7 +139,8 @@ impl Stated {
                 return unsupported();
             }
             _ if name.starts_with("encrypt.") => return unsupported(),
-            _ if nested && name.starts_with("file.") => return unsupported(),
+            // The driver is, which is said when all was read.
+            _ if nested && name.starts_with("file.") => {}
             _ if tuning(name, &text)? => {}
             _ => {
                 let format = self.driver.as_deref().unwrap_or("raw");
@@ -286,6 +304,18 @@ fn shown(value: &Value) -> String {
         Value::Bool(false) => "off".to_owned(),
         other => other.to_string(),
     }
+}
+
+/// What an option without a value means, of which qemu-img warns.
+fn short_form(part: String) -> (String, String) {
+    let (name, value) = match part.strip_prefix("no") {
+        Some(name) if !name.is_empty() => (name.to_owned(), "off"),
+        _ => (part.clone(), "on"),
+    };
+    warn(&format!(
+        "short-form boolean option '{part}' deprecated\nPlease use {name}={value} instead"
+    ));
+    (name, value.to_owned())
 }
 
 /// There are no nodes that a name could mean.
