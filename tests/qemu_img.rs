@@ -372,3 +372,77 @@ fn lines_drawn_are_answered_as_qemu_img_answers_them() {
     let first = failed.into_iter().take(12).collect::<String>();
     assert_eq!(count, 0, "DOOR_SEED={}: {first} …", sweep.seed);
 }
+
+/// Lines of which the second shows what the first one made.
+const SEQUENCES: &[&str] = &[
+    "create -q -f raw new 1M | map --output json -f raw new",
+    "create -q -f raw new 1k | map --output json -f raw new",
+    "create -q -f raw new 0 | map --output json -f raw new",
+    "create -q -f raw -o preallocation=falloc new 1M | map --output json -f raw new",
+    "create -q -f raw into.raw 1M | map --output json -f raw into.raw",
+    "create -q -f qcow2 -o data_file=data new 1M | map --output json -f raw data",
+    "convert -O raw small.qcow2 new | map --output json -f raw new",
+    "convert -O raw a.qcow2 into.raw | map --output json -f raw into.raw",
+    "convert -O raw -n a.qcow2 into.raw | map --output json -f raw into.raw",
+    "convert -O qcow2 -o data_file=data bitmap.qcow2 new | map --output json -f raw data",
+];
+
+#[test]
+fn what_was_made_is_shown_alike() {
+    if !available("what the qemu-img door made", &["qemu-img", "qemu-io", "cp"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, make);
+    let mut failed = String::new();
+    for sequence in SEQUENCES {
+        for line in sequence.split(" | ") {
+            let words: Vec<_> = line.split(' ').collect();
+            let [theirs, ours] = door.ask(&words);
+            if theirs != ours || theirs.code != Some(0) {
+                failed += &format!("{sequence}\n{}", told(&theirs, &ours));
+            }
+        }
+        for name in lines::RESTORED {
+            door.restore(name);
+        }
+        for name in lines::MADE {
+            door.remove(name);
+        }
+    }
+    assert!(failed.is_empty(), "{failed}");
+}
+
+#[test]
+fn the_program_is_called_as_it_was() {
+    if !available("names of the qemu-img door", &["qemu-img", "qemu-io", "cp"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, |_| {});
+    for called in ["/a/folder/qemu-img", "../qemu-img"] {
+        for words in [&["info"][..], &["info", "--nope"], &["bogus"], &[], &["-z"], &["dd", "x=y"]]
+        {
+            let [theirs, ours] = door.ask_as(called, words);
+            assert_eq!(theirs, ours, "{called} {words:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    if !available("what the qemu-img door has not", &["cp", "qemu-img"]) {
+        return;
+    }
+    let door = Door::new(ENGINE, |_| {});
+    let nested = r#"{"driver": "blkdebug", "image": {"driver": "file", "filename": "a"}}"#;
+    for (name, word) in [
+        (format!(r#"json:{{"driver": "qcow2", "file": {nested}}}"#), "blkdebug"),
+        (format!(r#"json:{{"file": {nested}}}"#), "blkdebug"),
+        ("blkdebug::a".to_owned(), "blkdebug"),
+        ("fat:.".to_owned(), "fat"),
+        ("nbd:unix:a".to_owned(), "nbd"),
+    ] {
+        let [_, ours] = door.ask(&["info", &name]);
+        let said = format!("'{word}' is not supported by this program");
+        assert!(ours.code == Some(1) && ours.stderr.contains(&said), "{name}: {ours:?}");
+    }
+}

@@ -161,6 +161,9 @@ impl Asked {
             }
             _ => goal.failed(&target.to_string_lossy(), format, &error),
         })?;
+        if let Goal::New(place) = &goal {
+            place.allocate(size);
+        }
         self.tell_unreadable(&report);
         if progress {
             print("    (100.00/100%)\r");

@@ -274,14 +274,18 @@ fn write(
             if let Some(device) = device::taking(path, size, preallocation)? {
                 return device::clear(device);
             }
-            create_raw(path, size, preallocation, &options).map_err(not_made)
+            create_raw(path, size, preallocation, &options).map_err(not_made)?;
+            place.allocate(size);
+            Ok(())
         }
         Target::Qcow2 => {
             let image = qcow2(backing, asked)?;
             if size > SIZE_MAX - SIZE_MAX % SECTOR {
                 return Err("Could not resize image: Image size cannot be negative".to_owned());
             }
-            create(path, &image, &options).map(|_| ()).map_err(not_made)
+            create(path, &image, &options).map_err(not_made)?;
+            place.allocate(size);
+            Ok(())
         }
     }
 }

@@ -143,7 +143,7 @@ pub(super) fn run(words: Vec<OsString>) -> Outcome {
     };
     let copied =
         convert(ConvertSource::Images(vec![spec]), ConvertTarget::File(&place.path), &options);
-    copied.map(|_| 0).map_err(|error| {
+    copied.map(|_| place.allocate(whole_sectors(length))).map(|()| 0).map_err(|error| {
         let cause = complaint::cause(&error);
         match error.path() {
             Some(path) if complaint::is_read(&error) && read.iter().any(|read| read == path) => {

@@ -25,6 +25,7 @@ mod convert;
 mod create;
 mod dd;
 mod device;
+mod first_block;
 mod getopt;
 mod help;
 mod image;

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::complaint;
 use super::create::destination;
 use super::opts::Target;
+use super::{complaint, first_block};
 use crate::error::{Error, ErrorKind};
 use crate::ops::convert::READ_FROM;
 use crate::sys::{open, pending};
@@ -42,6 +42,16 @@ impl Place {
     /// The same with an external data file, if it is to have one.
     pub(super) fn with_data_file(self, data_file: Option<&str>) -> Self {
         Self { data_file: data_file.map(PathBuf::from), ..self }
+    }
+
+    /// Allocates the start of the file that holds the disk of `size` bytes, now that it is made, as qemu-img
+    /// does.
+    pub(super) fn allocate(&self, size: u64) {
+        match (self.target, &self.data_file) {
+            (Target::Raw, _) => first_block::allocate(&self.path, size),
+            (Target::Qcow2, Some(data)) => first_block::allocate(data, size),
+            (Target::Qcow2, None) => {}
+        }
     }
 
     /// Whether its files can be made, as far as their folders tell: qemu-img makes them before it looks
