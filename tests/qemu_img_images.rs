@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use testkit::door::Door;
+use testkit::door::{Alike, Door};
 use testkit::qemu::{img, img_in};
 use testkit::tool::{available, memory_folder};
 
@@ -154,7 +154,7 @@ fn what_qemu_puts_up_with_is_read_alike() {
             refused += u32::from(theirs.code != Some(0));
             if command[0] == "convert" {
                 wrong.extend(
-                    door.differences(false).iter().map(|told| format!("{words:?}: {told}")),
+                    door.differences(Alike::Bytes).iter().map(|told| format!("{words:?}: {told}")),
                 );
                 door.remove("copy");
             }

@@ -26,6 +26,17 @@ use crate::tool::memory_folder;
 /// Clusters that tables may take in our image and not in theirs.
 const CLUSTERS_ELSEWHERE: u64 = 2;
 
+/// How much a qcow2 image may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alike {
+    /// In nothing.
+    Bytes,
+    /// In where its clusters are.
+    Content,
+    /// In how many there are, too: zeros are stored.
+    OfAnyLength,
+}
+
 /// How a program answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -180,14 +191,14 @@ impl Door {
         }))
     }
 
-    /// What is not the same in both folders, one line each; such files are removed from both. With
-    /// `alike` a qcow2 image may have its clusters elsewhere, if it holds the same and is in order.
+    /// What is not the same in both folders, one line each; such files are removed from both. A qcow2
+    /// image may have its clusters elsewhere as `alike` says, if it holds the same and is in order.
     ///
     /// # Panics
     ///
     /// A folder cannot be read.
     #[must_use]
-    pub fn differences(&self, alike: bool) -> Vec<String> {
+    pub fn differences(&self, alike: Alike) -> Vec<String> {
         let theirs = listing(&self.folder.path().join("theirs"));
         let ours = listing(&self.folder.path().join("ours"));
         let mut told = Vec::new();
@@ -199,7 +210,8 @@ impl Door {
                 continue;
             }
             let (one, other) = (one.map(|stamp| stamp.length), other.map(|stamp| stamp.length));
-            if alike && one.is_some() && other.is_some() && self.alike(name) {
+            if alike != Alike::Bytes && one.is_some() && other.is_some() && self.alike(name, alike)
+            {
                 continue;
             }
             told.push(format!("{name}: {one:?} and {other:?} bytes"));
@@ -241,7 +253,7 @@ impl Door {
     /// Whether both are qcow2 images of the same kind with the same content, ours without leaks and not
     /// longer than theirs, but for tables that lie elsewhere. Each is looked at in its folder: names of
     /// data files count from where QEMU is started.
-    fn alike(&self, name: &str) -> bool {
+    fn alike(&self, name: &str, alike: Alike) -> bool {
         let folders = ["theirs", "ours"].map(|folder| self.folder.path().join(folder));
         let fields = |folder: &PathBuf| {
             let info = img_at(folder, &["info", "-f", "qcow2", "--output", "json", name]);
@@ -260,7 +272,8 @@ impl Door {
         };
         let cluster = kinds[0][1].as_u64().unwrap_or(0);
         let [(_, theirs), (clean, ours)] = folders.each_ref().map(end);
-        clean && ours <= theirs + CLUSTERS_ELSEWHERE * cluster && self.same_disk(name, &folders)
+        let longer = ours > theirs + CLUSTERS_ELSEWHERE * cluster;
+        clean && (!longer || alike == Alike::OfAnyLength) && self.same_disk(name, &folders)
     }
 
     /// Whether both images hold the same disk, which each shows in its folder.
