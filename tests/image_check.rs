@@ -168,19 +168,17 @@ const MENDED: &[(&str, &[&str])] = &[
             "data-file: L2 entry: on the refcount block",
             "data-file: L2 entry: on the L1 table",
             "data-file: L2 entry: on its L2 table",
-            "data-file: L2 entry: unaligned zero cluster",
             "data-file: empty L2 entry: flag",
             "data-file: empty L2 entry: another's cluster",
         ],
     ),
     (
-        "QEMU zeroes the entry first, and counts what follows from that",
-        &[
-            "large: L1 entry: on a data cluster",
-            "large: L2 entry: unaligned zero cluster",
-            "compressed: L1 entry: on a data cluster",
-            "compressed: L2 entry: unaligned zero cluster",
-        ],
+        "QEMU mends each entry of what is no table, we let go of it",
+        &["data-file: L1 entry: on the refcount block"],
+    ),
+    (
+        "QEMU lets go of bitmaps when it opens the image, and does not count that",
+        &["bitmaps: bitmaps bit cleared"],
     ),
     (
         "QEMU counts what is wrong with a snapshot's entry in another way",

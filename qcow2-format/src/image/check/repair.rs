@@ -105,10 +105,10 @@ pub struct RepairReport {
     pub after: CheckReport,
     /// How many changes were made.
     pub fixes: u64,
-    /// Corruptions that were mended, as QEMU counts them: of COPIED flags those that were changed, be it
-    /// because refcounts were. One that was right once its refcount was is none.
+    /// Corruptions that were mended, as QEMU counts them: an entry is one, and so is a COPIED flag that
+    /// was changed, be it because its refcount was. One that was right once its refcount was is none.
     pub corruptions_fixed: u64,
-    /// Leaks that were given back.
+    /// Leaks that were given back, those included that mended entries left.
     pub leaks_fixed: u64,
 }
 
@@ -128,7 +128,7 @@ pub fn repair<S: WriteAt + Sync>(
     mut found: impl FnMut(&Finding, u64) + Send,
     mut fixed: impl FnMut(&Fix),
 ) -> Result<RepairReport> {
-    let mut fixes = Fixes { listener: &mut fixed, count: 0, flags: 0 };
+    let mut fixes = Fixes { listener: &mut fixed, count: 0, mended: 0, rest: None };
     run(storage, options, &mut found, &mut fixes)
 }
 
@@ -144,7 +144,7 @@ pub fn plan_repair<S: ReadAt + Sync>(
     mut found: impl FnMut(&Finding, u64) + Send,
     mut planned: impl FnMut(&Fix),
 ) -> Result<RepairReport> {
-    let mut fixes = Fixes { listener: &mut planned, count: 0, flags: 0 };
+    let mut fixes = Fixes { listener: &mut planned, count: 0, mended: 0, rest: None };
     let draft = Draft::new(storage, options.check.memory);
     let draft = draft.map_err(Error::io("read the image's length", 0))?;
     run(&draft, options, &mut found, &mut fixes)
@@ -154,15 +154,25 @@ pub fn plan_repair<S: ReadAt + Sync>(
 struct Fixes<'f> {
     listener: &'f mut dyn FnMut(&Fix),
     count: u64,
-    /// COPIED flags among them.
-    flags: u64,
+    /// What each of them mended, where that is known at once: entries, COPIED flags, lengths.
+    mended: u64,
+    /// What is left to refcounts and new structures, once entries are mended.
+    rest: Option<Verdict>,
 }
 
 impl Fixes<'_> {
     fn tell(&mut self, fix: &Fix) {
         self.count = self.count.saturating_add(1);
-        let is_flag = matches!(fix, Fix::L1Copied { .. } | Fix::L2Copied { .. });
-        self.flags = self.flags.saturating_add(is_flag.into());
+        let at_once = matches!(
+            fix,
+            Fix::L1Entry { .. }
+                | Fix::L2Entry { .. }
+                | Fix::L1Size { .. }
+                | Fix::BitmapsLost { .. }
+                | Fix::L1Copied { .. }
+                | Fix::L2Copied { .. }
+        );
+        self.mended = self.mended.saturating_add(at_once.into());
         (self.listener)(fix);
     }
 }
@@ -237,12 +247,14 @@ fn run<S: WriteAt + Sync>(
         (report, left) = (after.report, after.hard);
     }
     mender.mark_clean(&report, fixes)?;
+    let rest = fixes.rest.take();
+    let rest = rest.as_ref().unwrap_or(&before);
     Ok(RepairReport {
         before: before.report,
         after: report,
         fixes: fixes.count,
-        corruptions_fixed: before.hard.saturating_sub(left).saturating_add(fixes.flags),
-        leaks_fixed: before.report.leaks.saturating_sub(report.leaks),
+        corruptions_fixed: rest.hard.saturating_sub(left).saturating_add(fixes.mended),
+        leaks_fixed: rest.report.leaks.saturating_sub(report.leaks),
     })
 }
 
@@ -356,7 +368,9 @@ impl<'a, S: WriteAt + Sync> Mender<'a, S> {
         let sound = mender.subject.table.is_sound(mender.subject.clusters())
             && header::check_refcount_table(&mender.subject.header).is_ok()
             && mender.has_refcount_table();
-        if !sound || verdict.shared_block || verdict.uncounted || !new.is_nothing() {
+        let rebuilds = !sound || verdict.shared_block || verdict.uncounted || !new.is_nothing();
+        fixes.rest = Some(verdict);
+        if rebuilds {
             mender.rebuild(&new, fixes)?;
         } else {
             mender.each_pass(|tally, _| mender.mend_counts(tally, false, fixes))?;
