@@ -267,6 +267,9 @@ impl Asked {
         let refused =
             |text: String| Stop::said(format!("{shown}: error while converting {format}: {text}"));
         let place = place.with_data_file(asked.text("data_file"));
+        if made == Target::Raw {
+            new_image::check_raw_preallocation(&asked).map_err(refused)?;
+        }
         place.check_folders().map_err(refused)?;
         // As large as what is read, whatever `-o size` says.
         let mut options = ConvertOptions::new(match made {

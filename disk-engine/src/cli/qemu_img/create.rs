@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::getopt::{Known, Words, flag, long_value, value};
 use super::help::Help;
 use super::image::{self, Naming};
-use super::new_image::{qcow2, raw_preallocation};
+use super::new_image::{check_raw_preallocation, qcow2, raw_preallocation};
 use super::number::{self, SIZE_MAX};
 use super::opts::{self, Opts, Target};
 use super::place::Place;
@@ -254,6 +254,9 @@ fn write(
 ) -> Result<(), String> {
     let (path, not_made) = (&place.path, |error| place.not_made(&error));
     let size = asked.number("size").unwrap_or(0);
+    if target == Target::Raw {
+        check_raw_preallocation(asked)?;
+    }
     place.check_folders()?;
     let options = CreateFileOptions {
         existing: Existing::Overwrite,

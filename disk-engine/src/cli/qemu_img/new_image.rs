@@ -26,6 +26,11 @@ pub(super) fn raw_preallocation(asked: &Opts) -> Result<Preallocation, String> {
     }
 }
 
+/// Whether the word for a raw disk's preallocation is one, which qemu-img asks before it makes the file.
+pub(super) fn check_raw_preallocation(asked: &Opts) -> Result<(), String> {
+    preallocation(asked).map(drop).map_err(|mode| format!("invalid parameter value: {mode}"))
+}
+
 /// The preallocation that is asked for; the word that is none.
 fn preallocation(asked: &Opts) -> Result<Preallocation, String> {
     match asked.text("preallocation") {
