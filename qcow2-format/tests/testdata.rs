@@ -81,7 +81,7 @@ const TABLE: &[(&str, Expected)] = &[
     ("header-length-104", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 header 104")),
     ("bitmaps-bit-alone", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 autoclear 0x1")),
     ("bad-raw-data-bit-alone", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 autoclear 0x2")),
-    ("raw-data-with-backing", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 incompatible 0x4 autoclear 0x2 [format raw] on \"/images/base.img\"")),
+    ("bad-raw-data-with-backing", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 incompatible 0x4 autoclear 0x2 [format raw] on \"/images/base.img\"")),
     ("backing-format-with-nul", Moved("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 [format ] on \"/images/base.img\"")),
     ("extension-twice", Moved("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 [format raw]")),
     ("bitmaps-inconsistent", Fields("clusters 512 size 0x100000 L1 32@0x600 refcounts 1@0x200 [bitmaps 2 0x40@0x1000]")),

@@ -185,7 +185,7 @@ from v3 bad-incompatible-bit-5 72 0000000000000020
 from feature-names bad-incompatible-bit-named 72 0000000000000020 217 05
 from v3 bitmaps-bit-alone 88 0000000000000001
 from v3 bad-raw-data-bit-alone 88 0000000000000002
-from backing raw-data-with-backing 72 0000000000000004 88 0000000000000002
+from backing bad-raw-data-with-backing 72 0000000000000004 88 0000000000000002
 from snapshots bad-data-file-with-snapshots 72 0000000000000004
 from v3 bad-refcount-order-7 96 00000007
 from v3 bad-header-length-96 100 00000060
