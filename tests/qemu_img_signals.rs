@@ -20,7 +20,7 @@ use testkit::tool::{available, left_out, memory_folder};
 /// A slow conversion of 16 MiB, in the middle.
 fn converting(program: &Path, folder: &Path, words: &[&str]) -> Child {
     let mut command = Command::new(program);
-    command.args(["convert", "-r", "20M", "-f", "raw", "-O", "raw"]).args(words);
+    command.args(["convert", "-r", "6M", "-f", "raw", "-O", "raw"]).args(words);
     command.current_dir(folder).stdin(Stdio::null());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
@@ -47,6 +47,17 @@ fn sigusr1_asks_how_far_it_is() {
     let place = place();
     for program in [Path::new("qemu-img"), &place.path().join("qemu-img")] {
         let mut child = converting(program, place.path(), &["disk", "copy"]);
+        // Before it listens, that signal is its end.
+        let listens = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            mask(&status, "SigBlk:") | mask(&status, "SigCgt:")
+        };
+        for _ in 0..100 {
+            if has(listens(), Signal::SIGUSR1) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         send(&child, Signal::SIGUSR1);
         let mut line = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -63,10 +74,17 @@ fn sigusr1_asks_how_far_it_is() {
 
 /// Whether children ignore `signal` as this process does: shells have it so for what runs behind them.
 fn is_ignored(signal: Signal) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
-    mask >> (signal as i32 - 1) & 1 == 1
+    has(mask(&fs::read_to_string("/proc/self/status").unwrap(), "SigIgn:"), signal)
+}
+
+/// A set of signals, as the kernel shows it.
+fn mask(status: &str, name: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap()
+}
+
+fn has(mask: u64, signal: Signal) -> bool {
+    (mask >> (signal as i32 - 1)) & 1 == 1
 }
 
 #[test]
