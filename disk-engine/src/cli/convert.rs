@@ -25,7 +25,7 @@ use crate::disk::policy::plain_path;
 use crate::disk::{Disk, DiskOptions, Locking, PastEnd, WritableDiskOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::convert::{
-    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, Spill,
+    Below, ConvertOptions, ConvertReport, ConvertSource, ConvertTarget, DiskSpec, READ_FROM, Spill,
     TargetFormat, convert,
 };
 use crate::ops::pack::PackOptions;
@@ -291,7 +291,7 @@ fn into_stdout(
     let mut file = stdout::for_bytes("a disk", label)?;
     let metadata = file.metadata().map_err(|error| Error::io("look at", label, error))?;
     if let Some(path) = files(&source)?.iter().find(|path| is_same_file(&metadata, path)) {
-        return Err(usage("the source would be replaced by what is read from it")
+        return Err(usage(READ_FROM)
             .with_path(path)
             .with_hint("send standard output somewhere else"));
     }

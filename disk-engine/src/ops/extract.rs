@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::digest::Sha256Digest;
 use crate::disk::pad;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::convert::READ_FROM;
 use crate::source::Source;
 use crate::sys::pending::{self, Durability, Existing, FileMode, PendingFile};
 use crate::transfer::{TransferOptions, TransferReport, extract_into};
@@ -82,12 +83,9 @@ pub fn extract(
             .with_path(destination));
     }
     if options.existing != Existing::Refuse && source.is_file(destination) {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "the source would be replaced by what is read from it",
-        )
-        .with_path(destination)
-        .with_hint("choose another destination"));
+        return Err(Error::new(ErrorKind::InvalidInput, READ_FROM)
+            .with_path(destination)
+            .with_hint("choose another destination"));
     }
     // A replacement that was killed may have left something, and what cannot be removed is in
     // nobody's way.
